@@ -1,0 +1,197 @@
+"""Keyed randomness: the same key gives the same draw, anywhere, in any order.
+
+There is no stream and no state to advance by accident. A draw is a hash of its key, and a key names its
+purpose: `key(seed, "template", task, epoch, row)`. Adding a new purpose never shifts the others, and a
+draw does not know which worker, rank or process asked for it.
+
+The hash is the SplitMix64 finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
+generators", figure 15), folded over the parts of the key. It is not for cryptography. Values are pinned by
+tests/test_rng.py: changing one changes every mixture ever prepared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import MutableSequence, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+U64 = npt.NDArray[np.uint64]
+T = TypeVar("T")
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MUL_1 = 0xBF58476D1CE4E5B9
+_MUL_2 = 0x94D049BB133111EB
+_FEISTEL_ROUNDS = 8  # even, so that both halves end where they began
+
+
+@lru_cache(maxsize=65536)
+def _text_part(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * _MUL_1) & _MASK
+    z = ((z ^ (z >> 27)) * _MUL_2) & _MASK
+    return z ^ (z >> 31)
+
+
+def _mix_array(z: U64) -> U64:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MUL_1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MUL_2)
+    result: U64 = z ^ (z >> np.uint64(31))
+    return result
+
+
+def key(*parts: int | str) -> int:
+    """A 64-bit key folded from integers (taken modulo 2^64) and strings.
+
+    >>> key(0, "row", "gsm8k", 3) == key(0, "row", "gsm8k", 3)
+    True
+    """
+    folded = 0
+    for part in parts:
+        value = _text_part(part) if isinstance(part, str) else int(part) & _MASK
+        folded = _mix((_mix((folded + _GOLDEN) & _MASK) ^ value) & _MASK)
+    return folded
+
+
+def keys(base: int | U64, *parts: npt.ArrayLike) -> U64:
+    """`key` over arrays: folds each part into `base`, element by element (broadcasting).
+
+    >>> int(keys(key(7, "row"), [4])[0]) == key(7, "row", 4)
+    True
+    """
+    folded: U64 = np.atleast_1d(np.asarray(base, dtype=np.uint64))
+    for part in parts:
+        folded = _mix_array(_mix_array(folded + np.uint64(_GOLDEN)) ^ _as_u64(part))
+    return folded
+
+
+def _as_u64(part: npt.ArrayLike) -> U64:
+    array = np.atleast_1d(np.asarray(part))  # never a scalar: numpy warns when scalars wrap round
+    return array if array.dtype == np.uint64 else array.astype(np.int64).view(np.uint64)
+
+
+def bits(base: int | U64, counter: npt.ArrayLike = 0) -> U64:
+    """64 random bits for each (key, counter) pair, uint64."""
+    return keys(base, counter)
+
+
+def uniform(base: int | U64, counter: npt.ArrayLike = 0) -> npt.NDArray[np.float64]:
+    """Floats in [0, 1), 53 bits each, one for each (key, counter) pair."""
+    return (bits(base, counter) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def below(bound: npt.ArrayLike, base: int | U64, counter: npt.ArrayLike = 0) -> npt.NDArray[np.int64]:
+    """Integers in [0, bound). The bias is under bound / 2^53."""
+    return (uniform(base, counter) * np.asarray(bound)).astype(np.int64)
+
+
+def permutation(size: int, base: int) -> npt.NDArray[np.int64]:
+    """A keyed permutation of 0..size-1, in memory (use `permuted` for one element of a large one)."""
+    order: npt.NDArray[np.int64] = np.argsort(bits(base, np.arange(size)), kind="stable")
+    return order
+
+
+def permuted(index: npt.ArrayLike, size: npt.ArrayLike, base: int | U64) -> npt.NDArray[np.int64]:
+    """Element `index` of a keyed permutation of 0..size-1, without building it: O(1) in time and memory.
+
+    A Feistel network over the smallest even power of two that holds `size`, walked until the value falls
+    inside (at most four steps are needed on average). All arguments broadcast.
+
+    >>> sorted(permuted(range(5), 5, key(1)).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    value, limit, base_key = (
+        np.atleast_1d(a)
+        for a in np.broadcast_arrays(
+            np.asarray(index, dtype=np.uint64), np.asarray(size, dtype=np.uint64), np.asarray(base, dtype=np.uint64)
+        )
+    )
+    value = value.copy()
+    half = _half_bits(limit)
+    todo = np.ones(value.shape, dtype=bool)
+    while todo.any():
+        value[todo] = _feistel(value[todo], half[todo], base_key[todo])
+        todo = value >= limit
+    return value.astype(np.int64)
+
+
+def _half_bits(limit: U64) -> U64:
+    width = np.ceil(np.log2(np.maximum(limit.astype(np.float64), 2.0)))
+    result: U64 = np.maximum(np.ceil(width / 2), 1).astype(np.uint64)
+    return result
+
+
+def _feistel(value: U64, half: U64, base: U64) -> U64:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = value >> half, value & mask
+    for round_number in range(_FEISTEL_ROUNDS):
+        mixed = _mix_array((right + np.uint64(round_number * _GOLDEN & _MASK)) ^ base)
+        left, right = right, left ^ (mixed & mask)
+    result: U64 = (left << half) | right
+    return result
+
+
+class Draws:
+    """Successive draws under one key, in plain Python: for code that makes a handful of small choices.
+
+    >>> d = Draws(key(0, "example")); (d.below(10), d.below(10)) == (d.at(0, 10), d.at(1, 10))
+    True
+    """
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self.count = 0
+
+    def at(self, counter: int, bound: int) -> int:
+        """Draw number `counter`, in [0, bound)."""
+        folded = _mix((_mix((self.base + _GOLDEN) & _MASK) ^ counter) & _MASK)
+        return ((folded >> 11) * bound) >> 53
+
+    def below(self, bound: int) -> int:
+        """The next integer in [0, bound)."""
+        if bound < 1:
+            raise ValueError(f"bound must be at least 1, got {bound}")
+        self.count += 1
+        return self.at(self.count - 1, bound)
+
+    def integer(self, low: int, high: int) -> int:
+        """The next integer in [low, high], both ends included."""
+        return low + self.below(high - low + 1)
+
+    def uniform(self) -> float:
+        """The next float in [0, 1)."""
+        return self.below(1 << 53) * 2.0**-53
+
+    def choice(self, items: Sequence[T]) -> T:
+        """One of `items`."""
+        return items[self.below(len(items))]
+
+    def weighted(self, shares: Sequence[float]) -> int:
+        """An index, drawn in proportion to `shares` (they need not sum to one)."""
+        target = self.uniform() * sum(shares)
+        for index, share in enumerate(shares):
+            target -= share
+            if target < 0:
+                return index
+        return max(i for i, share in enumerate(shares) if share > 0)
+
+    def shuffle(self, items: MutableSequence[Any]) -> None:
+        """Shuffles in place (Fisher-Yates)."""
+        for last in range(len(items) - 1, 0, -1):
+            other = self.below(last + 1)
+            items[last], items[other] = items[other], items[last]
+
+    def sample(self, items: Sequence[T], count: int) -> list[T]:
+        """`count` different members of `items`, in random order."""
+        pool = list(items)
+        if count > len(pool):
+            raise ValueError(f"cannot sample {count} of {len(pool)} items")
+        self.shuffle(pool)
+        return pool[:count]

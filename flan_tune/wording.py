@@ -1,0 +1,106 @@
+"""The one sandboxed Jinja environment: text with `{{ }}`, and expressions that begin with `=`.
+
+Both are compiled once and give what they say or raise: an unknown name raises, None raises, and the values of
+a row are only ever substituted, never parsed. `pick(options, label)` is the one function offered, because
+Python's own indexing takes the last option for a label of -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from flan_tune.errors import CardError, RowError
+
+Render = Callable[[Mapping[str, Any]], Any]
+
+
+def pick(options: list[str], label: Any) -> str:
+    """The option a class label names. A label outside [0, n) is 'no label': the row is dropped and counted.
+
+    >>> pick(["Yes", "No"], 1)
+    'No'
+    """
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise RowError("no label", f"the label is {label!r}, an integer is wanted")
+    if not 0 <= label < len(options):
+        raise RowError("no label", f"the label is {label}, there are {len(options)} options")
+    return options[label]
+
+
+def _refuse_none(value: Any) -> Any:
+    if value is None:
+        raise RowError("empty value", "a value is None")
+    return value
+
+
+@lru_cache(maxsize=1)
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, finalize=_refuse_none, autoescape=False, keep_trailing_newline=True
+    )
+    environment.globals.clear()
+    environment.globals["pick"] = pick
+    return environment
+
+
+@lru_cache(maxsize=65536)
+def compile_text(source: str, where: str) -> Render:
+    """A function from values to text. `where` is named in errors ("card.yaml:7: adapt.premise").
+
+    Raises: CardError if the source is not a template. The function raises CardError for an unknown name.
+
+    >>> compile_text("{{ a }} and {{ b }}", "x")({"a": 1, "b": 2})
+    '1 and 2'
+    """
+    try:
+        template = _environment().from_string(source)
+    except TemplateSyntaxError as error:
+        raise CardError(f"{where}: {source!r} is not a template: {error.message}.") from None
+    return lambda values: _guarded(lambda: template.render(values), source, where, values)
+
+
+@lru_cache(maxsize=65536)
+def compile_expression(source: str, where: str) -> Render:
+    """A function from values to any value, for `=expression`; `source` comes without the sign.
+
+    >>> compile_expression("choices.text", "x")({"choices": {"text": ["a", "b"]}})
+    ['a', 'b']
+    """
+    try:
+        expression = _environment().compile_expression(source, undefined_to_none=False)
+    except TemplateSyntaxError as error:
+        raise CardError(f"{where}: {source!r} is not an expression: {error.message}.") from None
+
+    def evaluate(values: Mapping[str, Any]) -> Any:
+        result = expression(**values)
+        if isinstance(result, Undefined):
+            result._fail_with_undefined_error()
+        return result
+
+    return lambda values: _guarded(lambda: evaluate(values), source, where, values)
+
+
+def names_used(source: str) -> frozenset[str]:
+    """The names a text template reads, `pick` aside."""
+    return frozenset(meta.find_undeclared_variables(_environment().parse(source))) - {"pick"}
+
+
+def _guarded(run: Callable[[], Any], source: str, where: str, values: Mapping[str, Any]) -> Any:
+    try:
+        return run()
+    except UndefinedError as error:
+        known = sorted(str(name) for name in values)
+        raise CardError(
+            f"{where}: {error.message} in {source!r}. The row has {known}. Correct the name, or map it in `adapt`."
+        ) from None
+    except SecurityError as error:
+        raise CardError(f"{where}: {source!r} is not allowed here: {error}.") from None
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+        raise RowError("unreadable value", f"{where}: {source!r}: {error}") from None
