@@ -89,7 +89,8 @@ def uniform(base: int | U64, counter: npt.ArrayLike = 0) -> npt.NDArray[np.float
 
 def below(bound: npt.ArrayLike, base: int | U64, counter: npt.ArrayLike = 0) -> npt.NDArray[np.int64]:
     """Integers in [0, bound). The bias is under bound / 2^53."""
-    return (uniform(base, counter) * np.asarray(bound)).astype(np.int64)
+    drawn: npt.NDArray[np.int64] = (uniform(base, counter) * np.asarray(bound)).astype(np.int64)
+    return drawn
 
 
 def permutation(size: int, base: int) -> npt.NDArray[np.int64]:

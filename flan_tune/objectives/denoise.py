@@ -1,0 +1,375 @@
+"""Denoising: which tokens are hidden, what the corrupted text and its targets look like, and how to undo it.
+
+Pure functions of (tokens, key). Each comes for one example and, under a plural name, for a batch; both agree bit
+for bit. Which denoiser a text gets, mode tokens and EOS are in mixture_of_denoisers.py.
+
+The spans follow T5 (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4; t5/data/preprocessors.py at e081111,
+`random_spans_helper` and `random_spans_noise_mask`). We differ from that code in four places, all of them faults:
+  - the number of spans is at least 1 and at most min(noise, clean) everywhere, also where lengths are planned;
+    T5 plans with none where the mean span is above twice the noise, and is one token too long then;
+  - rate * length is rounded in float64 (half to even) in both places; T5 masks in float32 (190 tokens at 0.15);
+  - sentinel k of the targets is span k, counted by noise; T5 counts clean spans, off by one if noise comes first;
+  - spans beyond the sentinel pool are an error; T5 goes on with ordinary words.
+
+Shape suffixes: R rows (examples), S spans of all rows one after the other, T tokens likewise.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from flan_tune import rng as keyed
+from flan_tune.errors import RecipeError, RowError
+from flan_tune.objectives.compositions import I64, Bools, random_compositions
+from flan_tune.objectives.segment import Ids
+
+Layout = Literal["encoder_decoder", "decoder_only"]
+Sampler = Literal["t5", "uniform"]
+
+_NOISE, _CLEAN = 0, 1  # the two draws under one example key
+
+
+class RawLength(NamedTuple):
+    """What one example of a denoiser is made of, in tokens (`spans`: their number)."""
+
+    raw: int  # tokens of text
+    noise: int  # of these, hidden ones
+    spans: int  # runs of hidden tokens, one sentinel each
+    target: int  # noise + one sentinel a span + EOS
+
+
+def span_counts(length: npt.ArrayLike, rate: npt.ArrayLike, mean_span: npt.ArrayLike) -> tuple[I64, I64]:
+    """(noise tokens, spans) of texts of `length` >= 2 tokens: noise in [1, length - 1], spans in [1, min(noise, clean)].
+
+    Products are float64, halves go to the even neighbour. All arguments broadcast.
+
+    >>> [counts.tolist() for counts in span_counts([512, 2], 0.15, 3.0)]
+    [[77, 1], [26, 1]]
+    """
+    length_R = np.asarray(length, dtype=np.int64)
+    noise_R = np.clip(np.rint(length_R * np.asarray(rate, dtype=np.float64)), 1, length_R - 1).astype(np.int64)
+    wanted_R = np.rint(np.minimum(noise_R / np.asarray(mean_span, dtype=np.float64), noise_R))
+    return noise_R, np.clip(wanted_R.astype(np.int64), 1, np.minimum(noise_R, length_R - noise_R))
+
+
+def raw_length(budget: int, mean_span: float, rate: float, layout: Layout) -> RawLength:
+    """The greatest number of raw tokens whose corrupted form fits `budget`, and what it is made of.
+
+    "encoder_decoder": clean tokens + one sentinel a span + EOS fit the budget, which is the length of the inputs; the
+      targets are separate. A mode token is not counted (with one, pass budget - 1). At rate 0.5 exactly the targets are
+      kept from being longer than the inputs, as T5 does.
+    "decoder_only": raw + two sentinels a span + one mode token + EOS fit the budget, inputs and targets together
+      (without mode tokens, pass budget + 1).
+
+    >>> raw_length(512, 3.0, 0.15, "encoder_decoder")
+    RawLength(raw=568, noise=85, spans=28, target=114)
+    >>> raw_length(2048, 3.0, 0.15, "decoder_only")
+    RawLength(raw=1860, noise=279, spans=93, target=373)
+
+    Raises: RecipeError if not even two tokens fit, or for a rate outside [0, 1] or a mean span not above 0.
+    Source: T5 `random_spans_helper`; the decoder-only form is ours (UL2 gives none).
+    """
+    _check_span_settings(rate, mean_span)
+    if layout not in get_args(Layout):
+        raise RecipeError(f"layout is {layout!r}; choose one of {', '.join(get_args(Layout))}.")
+
+    def needed(raw: int) -> int:
+        noise, spans = span_counts(raw, rate, mean_span)
+        return int(raw - noise + spans + 1 if layout == "encoder_decoder" else raw + 2 * spans + 2)
+
+    most = budget if layout == "decoder_only" else _most_raw_tokens(budget, rate)
+    raw = 1 + bisect.bisect_right(range(2, max(most, 1) + 1), budget, key=needed)
+    if raw < 2:
+        raise RecipeError(
+            f"a budget of {budget} tokens ({layout}) cannot hold a text of two tokens with one of them hidden, "
+            f"which takes {needed(2)}. Raise the length."
+        )
+    result = _described(raw, rate, mean_span)
+    if layout == "encoder_decoder" and rate == 0.5 and result.target > needed(raw) and raw > 2:
+        result = _described(raw - 1, rate, mean_span)
+    return result
+
+
+def _most_raw_tokens(inputs_length: int, rate: float) -> int:
+    """A bound on the raw tokens of an encoder: their clean share alone must fit."""
+    if rate >= 1.0:
+        raise RecipeError("rate 1.0 hides all but one token, so no number of raw tokens fills the inputs. Lower it.")
+    return int((inputs_length + 1) / (1.0 - rate)) + 1
+
+
+def _described(raw: int, rate: float, mean_span: float) -> RawLength:
+    noise, spans = (int(count) for count in span_counts(raw, rate, mean_span))
+    return RawLength(raw, noise, spans, noise + spans + 1)
+
+
+def _check_span_settings(rate: npt.ArrayLike, mean_span: npt.ArrayLike) -> None:
+    # Written so that NaN fails too.
+    if not np.all((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)):
+        raise RecipeError(f"a corruption rate is {rate}; it is the share of hidden tokens, from 0 to 1.")
+    if not np.all(np.asarray(mean_span) > 0):
+        raise RecipeError(f"a mean span length is {mean_span}; it is a number of tokens above 0.")
+
+
+def example_key(rng: np.random.Generator) -> int:
+    """One 64-bit key: all that is ever taken from a Generator here. The draws themselves are flan_tune.rng's."""
+    return int(rng.integers(0, 2**64 - 1, dtype=np.uint64, endpoint=True))
+
+
+def random_spans_mask(length: int, rate: float, mean_span: float, rng: np.random.Generator) -> Bools:
+    """T5's random spans: bool [length], True = noise (hidden).
+
+    Noise and clean tokens are each split into the same number of runs, all splits equally likely, and the runs are
+    interleaved, clean first. So position 0 is never hidden, the last token always is, and a single span is always the
+    end of the text (300 tokens at rate 0.15, mean span 64): T5's law, kept as it is. `uniform_spans_mask` has no such
+    bias. Texts of 0 and 1 tokens have no noise. 6 tokens at rate 0.5 and mean span 1.5 have 3 hidden tokens in 2 spans:
+    one of FTTFFT, FFTTFT, FTFFTT, FFTFTT, each with probability 1/4.
+
+    rng: one 64-bit example key is drawn from it, nothing else.
+    Raises: RecipeError for a rate outside [0, 1] or a mean span not above 0. Rate 0 still hides one token.
+    """
+    return random_spans_mask_keyed(length, rate, mean_span, example_key(rng))
+
+
+def uniform_spans_mask(length: int, rate: float, mean_span: float, rng: np.random.Generator) -> Bools:
+    """Random spans without tail bias: as `random_spans_mask`, but the text may begin with noise and end clean.
+
+    Span lengths are drawn as in T5; the gaps before the first and after the last span may be empty, and all ways to
+    place the spans without touching are equally likely. Ours, after the suggestion in T5's issue 905.
+    """
+    return random_spans_mask_keyed(length, rate, mean_span, example_key(rng), "uniform")
+
+
+def random_spans_mask_keyed(
+    length: int, rate: float, mean_span: float, base_key: int, sampler: Sampler = "t5"
+) -> Bools:
+    """`random_spans_mask` (sampler "t5") or `uniform_spans_mask` (sampler "uniform") under a key of rng.py.
+
+    >>> random_spans_mask_keyed(6, 0.5, 1.5, keyed.key("doc", 0)).astype(int).tolist()
+    [0, 1, 0, 0, 1, 1]
+    """
+    return random_spans_masks([length], rate, mean_span, [base_key], sampler)[0]
+
+
+def random_spans_masks(
+    lengths: npt.ArrayLike,
+    rate: npt.ArrayLike,
+    mean_span: npt.ArrayLike,
+    keys: npt.ArrayLike,
+    sampler: Sampler = "t5",
+) -> list[Bools]:
+    """One mask for each (length, key); `rate` and `mean_span` may be one number or one for each mask."""
+    length_R = np.asarray(lengths, dtype=np.int64)
+    mask_T = _flat_masks(length_R, rate, mean_span, np.asarray(keys, dtype=np.uint64), sampler)
+    return _rows(mask_T, length_R)
+
+
+def _flat_masks(
+    length_R: I64, rate: npt.ArrayLike, mean_span: npt.ArrayLike, key_R: keyed.U64, sampler: Sampler
+) -> Bools:
+    _check_span_settings(rate, mean_span)
+    if sampler not in get_args(Sampler):
+        raise RecipeError(f"the span sampler is {sampler!r}; choose one of {', '.join(get_args(Sampler))}.")
+    if key_R.shape != length_R.shape:
+        raise ValueError(f"{len(length_R)} lengths need as many keys, got {len(key_R)}")
+    has_noise_R = length_R >= 2
+    mask_T = np.zeros(int(length_R.sum()), dtype=bool)
+    if has_noise_R.any():
+        rate_R, span_R = (np.broadcast_to(value, length_R.shape)[has_noise_R] for value in (rate, mean_span))
+        draw_masks = _t5_masks if sampler == "t5" else _uniform_masks
+        noise_R, num_spans_R = span_counts(length_R[has_noise_R], rate_R, span_R)
+        clean_R = length_R[has_noise_R] - noise_R
+        mask_T[np.repeat(has_noise_R, length_R)] = draw_masks(noise_R, clean_R, num_spans_R, key_R[has_noise_R])
+    return mask_T
+
+
+def _t5_masks(noise_R: I64, clean_R: I64, num_spans_R: I64, key_R: keyed.U64) -> Bools:
+    noise_S, clean_S = _span_and_gap_lengths(noise_R, num_spans_R, clean_R, num_spans_R, key_R)
+    return _alternating(clean_S, noise_S)
+
+
+def _uniform_masks(noise_R: I64, clean_R: I64, num_spans_R: I64, key_R: keyed.U64) -> Bools:
+    # spans + 1 gaps, the two outer ones may be empty: positive gaps over two tokens more, then one off each outer one.
+    num_gaps_R = num_spans_R + 1
+    noise_S, gap_S = _span_and_gap_lengths(noise_R, num_spans_R, clean_R + 2, num_gaps_R, key_R)
+    last_R = np.cumsum(num_gaps_R) - 1
+    first_R = last_R - num_spans_R
+    gap_S[first_R] -= 1
+    gap_S[last_R] -= 1
+    # The gap after a row's last span and the one before the next row's first are one run of clean tokens.
+    gap_S[first_R[1:]] += gap_S[last_R[:-1]]
+    tail = np.zeros(gap_S[last_R[-1]], dtype=bool)
+    return np.concatenate((_alternating(np.delete(gap_S, last_R), noise_S), tail))
+
+
+def _span_and_gap_lengths(
+    noise_R: I64, num_spans_R: I64, clean_R: I64, num_gaps_R: I64, key_R: keyed.U64
+) -> tuple[I64, I64]:
+    """Both compositions of all rows in one go, each under its own key."""
+    parts = random_compositions(
+        np.concatenate((noise_R, clean_R)),
+        np.concatenate((num_spans_R, num_gaps_R)),
+        np.concatenate((keyed.keys(key_R, _NOISE), keyed.keys(key_R, _CLEAN))),
+    )
+    num_spans = int(num_spans_R.sum())
+    return parts[:num_spans], parts[num_spans:]
+
+
+def _alternating(clean_S: I64, noise_S: I64) -> Bools:
+    """clean[0] times False, noise[0] times True, clean[1] times False, ..."""
+    runs = np.stack((clean_S, noise_S), axis=1).ravel()
+    return np.repeat(np.tile(np.array([False, True]), len(clean_S)), runs)
+
+
+def _rows(flat: npt.NDArray[Any], length_R: I64) -> list[npt.NDArray[Any]]:
+    ends = np.cumsum(length_R).tolist()
+    return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def corrupt(tokens: Ids, mask: Bools, sentinels: Sequence[int] | Ids) -> tuple[Ids, Ids]:
+    """(inputs, targets), without EOS: each hidden span becomes one sentinel in the inputs, and follows it in the targets.
+
+    The k-th span of the text has sentinel k on both sides, also where the text begins with noise. No sentinel closes
+    the targets. A mask without noise gives the text itself and no targets.
+
+    tokens: [length], values apart from the sentinels (else `restore` cannot undo it).
+    mask: [length], True = hidden. Neighbouring hidden tokens are one span.
+    sentinels: ids in order of use. Results are int32 (int64 if tokens are).
+
+    >>> tokens = np.array([10, 11, 12, 13, 14, 15])
+    >>> inputs, targets = corrupt(tokens, np.array([False, True, True, False, False, True]), [99, 98])
+    >>> inputs.tolist(), targets.tolist()
+    ([10, 99, 13, 14, 98], [99, 11, 12, 98, 15])
+
+    Raises: RecipeError if there are more spans than sentinels.
+    """
+    return corrupt_batch([tokens], [mask], sentinels)[0]
+
+
+def corrupt_batch(
+    tokens: Sequence[Ids], masks: Sequence[Bools], sentinels: Sequence[int] | Ids
+) -> list[tuple[Ids, Ids]]:
+    """`corrupt` for each text with its mask; sentinels begin anew in each."""
+    length_R = np.array([len(row) for row in tokens], dtype=np.int64)
+    if length_R.tolist() != [len(mask) for mask in masks]:
+        raise ValueError("each text needs a mask of its own length")
+    if not length_R.sum():
+        return [(_as_ids(row), _as_ids(row)) for row in tokens]
+    token_T, mask_T = _as_ids(np.concatenate(tokens)), np.concatenate(masks)
+    start_S, length_S, num_spans_R = _spans(mask_T, length_R)
+    noise_R = np.diff(np.concatenate(([0], np.cumsum(length_S)))[np.concatenate(([0], np.cumsum(num_spans_R)))])
+    sentinel_S = _numbered_sentinels(num_spans_R, sentinels).astype(token_T.dtype)
+    inputs = _rows(_with_spans_replaced(token_T, mask_T, start_S, sentinel_S), length_R - noise_R + num_spans_R)
+    targets = _rows(_with_sentinels_between(token_T[mask_T], length_S, sentinel_S), noise_R + num_spans_R)
+    return list(zip(inputs, targets, strict=True))
+
+
+def _as_ids(tokens: Ids) -> Ids:
+    """At least int32 and signed: a sentinel above 65,535 must not wrap round in a uint16 shard."""
+    return np.asarray(tokens, dtype=np.promote_types(tokens.dtype, np.int32))
+
+
+def _spans(mask_T: Bools, length_R: I64) -> tuple[I64, I64, I64]:
+    """(starts, lengths) of the spans of all rows, and how many each row has; spans never run on into the next row."""
+    end_R = np.cumsum(length_R)
+    is_start_T, is_end_T = mask_T.copy(), mask_T.copy()
+    is_start_T[1:] &= ~mask_T[:-1]
+    is_end_T[:-1] &= ~mask_T[1:]
+    inner = end_R[(end_R > 0) & (end_R < len(mask_T))]  # rows begin here
+    is_start_T[inner] = mask_T[inner]
+    is_end_T[inner - 1] = mask_T[inner - 1]
+    start_S = np.flatnonzero(is_start_T)
+    num_before_R = np.searchsorted(start_S, np.concatenate(([0], end_R)))
+    return start_S, np.flatnonzero(is_end_T) + 1 - start_S, np.diff(num_before_R)
+
+
+def _numbered_sentinels(num_spans_R: I64, sentinels: Sequence[int] | Ids) -> I64:
+    """The sentinel of every span: 0, 1, 2, ... within each row."""
+    most = int(num_spans_R.max())
+    if most > len(sentinels):
+        row = int(num_spans_R.argmax())
+        raise RecipeError(
+            f"text {row} of the batch has {most} hidden spans, the pool has {len(sentinels)} sentinels. "
+            f"Raise the pool to {most}, or take shorter texts or longer spans."
+        )
+    first_R = np.cumsum(num_spans_R) - num_spans_R
+    return np.asarray(sentinels, dtype=np.int64)[np.arange(num_spans_R.sum()) - np.repeat(first_R, num_spans_R)]
+
+
+def _with_spans_replaced(token_T: Ids, mask_T: Bools, start_S: I64, sentinel_S: Ids) -> Ids:
+    is_kept_T = ~mask_T
+    is_kept_T[start_S] = True
+    replaced_T = token_T.copy()
+    replaced_T[start_S] = sentinel_S
+    return replaced_T[is_kept_T]
+
+
+def _with_sentinels_between(noise: Ids, length_S: I64, sentinel_S: Ids) -> Ids:
+    """sentinel 0, span 0, sentinel 1, span 1, ..."""
+    at_S = np.cumsum(length_S) - length_S + np.arange(len(length_S))
+    is_noise = np.ones(len(noise) + len(sentinel_S), dtype=bool)
+    is_noise[at_S] = False
+    out = np.empty(len(is_noise), dtype=noise.dtype)
+    out[at_S] = sentinel_S
+    out[is_noise] = noise
+    return out
+
+
+def restore(inputs: Ids, targets: Ids, sentinels: Sequence[int] | Ids) -> Ids:
+    """The text that `corrupt` was given: every sentinel of the inputs replaced by its span from the targets.
+
+    >>> restore(np.array([10, 99, 13, 14, 98]), np.array([99, 11, 12, 98, 15]), [99, 98]).tolist()
+    [10, 11, 12, 13, 14, 15]
+
+    Raises: RowError "sentinels do not match" if inputs and targets do not hold the same sentinels in the same order,
+    or the targets do not begin with one.
+    """
+    pool = np.asarray(sentinels, dtype=np.int64)
+    is_sentinel, is_target_sentinel = np.isin(inputs, pool), np.isin(targets, pool)
+    wanted, found = inputs[is_sentinel], targets[is_target_sentinel]
+    if not np.array_equal(wanted, found) or (len(targets) and not is_target_sentinel[0]):
+        raise RowError(
+            "sentinels do not match",
+            f"the inputs hold {wanted.tolist()}, the targets {found.tolist()} and begin with {targets[:1].tolist()}",
+        )
+    length_S = np.diff(np.append(np.flatnonzero(is_target_sentinel), len(targets))) - 1
+    at_S = np.flatnonzero(is_sentinel) - np.arange(len(wanted))
+    restored: Ids = np.insert(inputs[~is_sentinel], np.repeat(at_S, length_S), targets[~is_target_sentinel])
+    return restored
+
+
+def prefix_split(length: int, rate: float, rng: np.random.Generator) -> int:
+    """The length of the prefix of a prefix-LM example of `length` tokens; the rest is its target.
+
+    Uniform on [low, length - 1] with low = max(1, round((1 - 2 * rate) * (length - 1))), so that about `rate` of the
+    text is target: 100 tokens have a prefix of 50..99 at rate 0.25 (74.5 on average), of 1..99 at rate 0.5.
+    Texts of 0 and 1 tokens have no prefix: 0.
+
+    rate: in [0, 0.5]; U-PaLM's S has 0.5, UL2's Table 1 has 0.25. rng: one 64-bit example key is drawn from it.
+    Raises: RecipeError for another rate: the formula has no answer above 0.5.
+    Source: T5 `random_prefix_noise_mask` (where the *prefix* is called noise).
+    """
+    return prefix_split_keyed(length, rate, example_key(rng))
+
+
+def prefix_split_keyed(length: int, rate: float, base_key: int) -> int:
+    """`prefix_split` under a key of rng.py.
+
+    >>> prefix_split_keyed(100, 0.25, keyed.key("doc", 0))
+    61
+    """
+    return int(prefix_splits([length], rate, [base_key])[0])
+
+
+def prefix_splits(lengths: npt.ArrayLike, rate: npt.ArrayLike, keys: npt.ArrayLike) -> I64:
+    """One prefix length for each (length, key), int64; `rate` may be one number or one for each."""
+    share_R = np.asarray(rate, dtype=np.float64)
+    if not np.all((share_R >= 0) & (share_R <= 0.5)):
+        raise RecipeError(f"a prefix denoiser has rate {rate}; it is the mean share of targets, from 0 to 0.5.")
+    most_R = np.maximum(np.asarray(lengths, dtype=np.int64) - 1, 0)
+    low_R = np.minimum(most_R, np.maximum(1, np.rint((1.0 - 2.0 * share_R) * most_R).astype(np.int64)))
+    return low_R + keyed.below(most_R - low_R + 1, np.asarray(keys, dtype=np.uint64))

@@ -1,0 +1,70 @@
+"""Rows of Natural Instructions: one upstream JSON file per task, `<root>/natural-instructions/tasks/<task>.json`.
+
+A row is an instance with the task's definition and its positive examples beside it, so that a prompt needs
+nothing else: {definition, input, output: [text], examples: [{input, output, explanation}], id}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flan_tune.errors import SourceError
+from flan_tune.sources.mirror import files_fingerprint
+
+FOLDER = "natural-instructions"
+
+
+class InstructionRows:
+    """The instances of one task file."""
+
+    def __init__(self, path: Path) -> None:
+        self.fingerprint = files_fingerprint([path])
+        data = _read(path)
+        self._definition = _one_text(data["Definition"])
+        self._examples = [
+            {key: _one_text(example.get(key, "")) for key in ("input", "output", "explanation")}
+            for example in data.get("Positive Examples", [])
+        ]
+        self._instances: list[dict[str, Any]] = data["Instances"]
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    def __getitem__(self, number: int) -> Mapping[str, Any]:
+        instance = self._instances[number]
+        output = instance["output"]
+        return {
+            "id": instance.get("id", str(number)),
+            "definition": self._definition,
+            "input": instance["input"],
+            "output": output if isinstance(output, list) else [output],
+            "examples": self._examples,
+        }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: this task file is not JSON: {error}. Fetch the file again.") from None
+    missing = [key for key in ("Definition", "Instances") if key not in data]
+    if missing:
+        raise SourceError(f"{path}: the task file lacks {missing}; it is not in the upstream format.")
+    found: dict[str, Any] = data
+    return found
+
+
+def _one_text(value: Any) -> str:
+    """Upstream writes some texts as a list with one member."""
+    return str(value[0] if isinstance(value, list) and value else value).strip()
+
+
+def open_natural_instructions(name: str, root: Path) -> InstructionRows:
+    """The rows of one task. Raises SourceError if its file is not under the data root."""
+    path = root / FOLDER / "tasks" / f"{name}.json"
+    if not path.exists():
+        raise SourceError(f"{path}: there is no such task file. Put the upstream `tasks` folder there.")
+    return InstructionRows(path)

@@ -1,0 +1,182 @@
+"""Opening rows: one protocol over every kind of source, and the rows of a task as checked fields.
+
+`open_rows` gives raw rows by number. `open_task` adapts them and applies the filter (`keep`, rows without a label
+or with a broken contract) once, so that shares and epochs are exact; what was dropped is counted by reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from flan_tune.errors import RowError, SourceError
+from flan_tune.sources.hub import open_hub
+from flan_tune.sources.mirror import list_splits, open_mirror
+from flan_tune.sources.natural_instructions import open_natural_instructions
+from flan_tune.sources.procedural.registry import ProceduralRows
+from flan_tune.sources.text import open_text
+from flan_tune.tasks.adapters import Fields, compile_adapt, compile_keep
+from flan_tune.tasks.card import Task
+
+DATA_ROOT_VARIABLE = "FLAN_TUNE_DATA"
+
+
+class Rows(Protocol):
+    """Rows addressed by number, in a fixed order, with a fingerprint of what they hold."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int) -> Mapping[str, Any]: ...
+
+
+def find_data_root(data_root: str | None = None) -> Path | None:
+    """The recipe's data root, else the one in FLAN_TUNE_DATA, else None (rows come from the hub).
+
+    Raises: SourceError if the folder does not exist.
+    """
+    chosen = data_root or os.environ.get(DATA_ROOT_VARIABLE)
+    if not chosen:
+        return None
+    if not Path(chosen).is_dir():
+        origin = "data_root of the recipe" if data_root else DATA_ROOT_VARIABLE
+        raise SourceError(f"{origin} is {chosen!r}, which is not a folder. Correct it, or unset it to use the hub.")
+    return Path(chosen)
+
+
+def open_rows(task: Task, split: str, data_root: Path | None) -> Rows:
+    """The raw rows of one split of a task.
+
+    Raises: SourceError if they cannot be opened; it names the splits that are there.
+    """
+    source = task.source
+    if source.kind == "procedural":
+        return ProceduralRows(source.name, source.parameters, split)
+    wanted, part = _source_split(task, split)
+    if source.kind == "natural_instructions":
+        rows: Rows = open_natural_instructions(source.name, _need_root(task, data_root))
+    elif source.kind == "text":
+        rows = open_text(source.name, wanted, _need_root(task, data_root))
+    elif source.kind == "hub" and data_root is None:
+        rows = open_hub(source.name, source.config, wanted, source.revision)
+    elif source.kind == "hub":
+        assert data_root is not None
+        rows = open_mirror(source.name, source.config, wanted, data_root)
+    else:
+        rows = open_mirror(source.name, None, wanted, Path(task.where.partition(":")[0]).parent)
+    return rows if part is None else _Slice(rows, *part.indices(len(rows)))
+
+
+def _source_split(task: Task, split: str) -> tuple[str, slice | None]:
+    if task.reserve and split == "validation":
+        return task.splits.get("train", "train"), slice(-task.reserve, None)
+    if task.splits and split not in task.splits:
+        raise SourceError(f"task {task.name!r} has no split {split!r}; it has {sorted(task.splits)}.")
+    name = task.splits.get(split, split)
+    return name, slice(0, -task.reserve) if task.reserve and split == "train" else None
+
+
+def _need_root(task: Task, data_root: Path | None) -> Path:
+    if data_root is None:
+        raise SourceError(
+            f"task {task.name!r} reads a folder: set {DATA_ROOT_VARIABLE} (or data_root in the recipe) to the "
+            f"folder that holds {'natural-instructions/' if task.source.kind == 'natural_instructions' else 'text/'}."
+        )
+    return data_root
+
+
+class _Slice:
+    """Rows start..stop of other rows."""
+
+    def __init__(self, rows: Rows, start: int, stop: int, step: int) -> None:
+        self._rows, self._range = rows, range(start, stop, step)
+        self.fingerprint = f"{rows.fingerprint}[{start}:{stop}]"
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __getitem__(self, number: int) -> Mapping[str, Any]:
+        return self._rows[self._range[number]]
+
+
+class TaskRows:
+    """The usable rows of one split of a task, as checked fields of its shape.
+
+    drops: reason -> number of rows left out when the source was opened.
+    """
+
+    def __init__(self, task: Task, split: str, rows: Rows) -> None:
+        self.task = task
+        self.split = split
+        self._rows = rows
+        self._adapt = compile_adapt(task)
+        self.fingerprint = rows.fingerprint
+        self.drops: Counter[str] = Counter()
+        self._kept = None if task.source.kind == "procedural" else self._filter()
+
+    def _filter(self) -> npt.NDArray[np.int64]:
+        keep = compile_keep(self.task)
+        kept = []
+        for number in range(len(self._rows)):
+            try:
+                row = self._rows[number]
+                if not keep(row):
+                    self.drops["not kept"] += 1
+                    continue
+                self._adapt(row)
+            except RowError as error:
+                self.drops[error.reason] += 1
+                continue
+            kept.append(number)
+        return np.array(kept, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._rows) if self._kept is None else len(self._kept)
+
+    def raw(self, number: int) -> Mapping[str, Any]:
+        """The raw row behind usable row `number`."""
+        return self._rows[number if self._kept is None else int(self._kept[number])]
+
+    def fields(self, number: int) -> Fields:
+        """The fields of usable row `number`, in [0, len)."""
+        return self._adapt(self.raw(number))
+
+
+def open_task(task: Task, split: str, data_root: Path | None) -> TaskRows:
+    """The usable rows of a task.
+
+    Raises: SourceError if the source cannot be opened or no row of it is usable.
+    """
+    rows = TaskRows(task, split, open_rows(task, split, data_root))
+    if not len(rows):
+        raise SourceError(
+            f"task {task.name!r}, split {split!r}: none of its rows can be used; dropped: {dict(rows.drops)}."
+        )
+    return rows
+
+
+def describe_status(task: Task, data_root: Path | None) -> str:
+    """Where the rows of a task are: one line for listings.
+
+    For example 'generated', 'on the hub', 'data root: train, validation', 'data root: dev_r1 (train_r1 is missing)'.
+    """
+    source = task.source
+    if source.kind == "procedural":
+        return "generated"
+    if data_root is None:
+        return {"hub": "on the hub", "file": "a file beside the card"}.get(source.kind, "supplied by the user")
+    if source.kind == "natural_instructions":
+        path = data_root / "natural-instructions" / "tasks" / f"{source.name}.json"
+        return "data root: train" if path.exists() else "not in the data root"
+    there = list_splits(source.name, source.config, data_root)
+    wanted = task.splits.get("train", "train")
+    if not there:
+        return "not in the data root; on the hub"
+    missing = "" if wanted in there else f" ({wanted} is missing)"
+    return f"data root: {', '.join(there)}{missing}"

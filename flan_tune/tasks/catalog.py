@@ -1,0 +1,168 @@
+"""The catalog: every task of the shipped cards and of a user's own folders, by name. No rows are touched.
+
+A folder of cards is `task_paths` in a recipe, or the entry point group `flan_tune.tasks` of an installed package.
+Cards of Natural Instructions name an index table instead of listing 1,556 tasks.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from flan_tune import strict_yaml
+from flan_tune.errors import CardError, did_you_mean
+from flan_tune.tasks.card import COUNTED_FAMILIES, Source, Task, parse_card
+from flan_tune.tasks.shapes import SHAPES
+
+CARDS_FOLDER = Path(__file__).parent / "cards"
+_INDEX_COLUMNS = ["published_name", "file", "category", "source", "languages", "split", "rows"]
+
+
+class Catalog(Mapping[str, Task]):
+    """Tasks by name; a published name finds its task as well."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._tasks = {task.name: task for task in tasks}
+        self._published = {task.published_name: task.name for task in self._tasks.values()}
+
+    def __getitem__(self, name: str) -> Task:
+        if name in self._tasks:
+            return self._tasks[name]
+        if name in self._published:
+            return self._tasks[self._published[name]]
+        raise CardError(f"there is no task {name!r}.{did_you_mean(name, self._tasks)}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks or name in self._published
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def select(self, pattern: str) -> list[Task]:
+        """Tasks matching a pattern: a name, a name with `*`, `family:cot`, `category:Summarization`, or
+        `text:<corpus>`, which needs no card: plain documents under `<data root>/text/<corpus>/`.
+
+        Raises: CardError if nothing matches; a pattern that selects nothing is a mistake.
+        """
+        kind, mark, value = pattern.partition(":")
+        if kind == "text" and mark:
+            return [_text_task(value)]
+        if mark and kind in ("family", "category"):
+            found = [t for t in self._tasks.values() if fnmatch.fnmatchcase(getattr(t, kind), value)]
+        elif "*" in pattern or "?" in pattern:
+            found = [t for t in self._tasks.values() if fnmatch.fnmatchcase(t.name, pattern)]
+        else:
+            return [self[pattern]]
+        if not found:
+            values = sorted({t.family for t in self._tasks.values()})
+            raise CardError(f"no task matches {pattern!r}. Families are {values}.")
+        return found
+
+    def counted(self) -> list[Task]:
+        """The tasks of the four families of the Flan collection."""
+        return [task for task in self._tasks.values() if task.family in COUNTED_FAMILIES]
+
+
+def load_catalog(task_paths: Sequence[str | Path] = ()) -> Catalog:
+    """All tasks of the shipped cards, of installed packages and of `task_paths`.
+
+    Raises: CardError with all faults of all cards at once, each with file:line.
+    """
+    return _load(tuple(str(path) for path in task_paths))
+
+
+@lru_cache(maxsize=8)
+def _load(task_paths: tuple[str, ...]) -> Catalog:
+    folders = [CARDS_FOLDER, *_entry_point_folders(), *(Path(path) for path in task_paths)]
+    faults = [f"{folder}: this folder of cards does not exist." for folder in folders if not folder.is_dir()]
+    tasks: dict[str, Task] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.yaml")):
+            found, card_faults = read_card(path)
+            faults += card_faults
+            for task in found:
+                if task.name in tasks:
+                    first = tasks[task.name].where
+                    faults.append(
+                        f"{task.where}: task {task.name!r} is already defined in {first}. Rename one of them."
+                    )
+                tasks[task.name] = task
+    if faults:
+        raise CardError(*faults)
+    return Catalog(tasks.values())
+
+
+def _text_task(corpus: str) -> Task:
+    name = "text_" + re.sub(r"[^a-z0-9_]", "_", corpus.lower())
+    source = Source("text", corpus, "unknown")
+    shape, adapt = SHAPES["document"], {"answer": "{{ text }}"}
+    return Task(name, "text", shape, source, published_name=name, adapt=adapt, where=f"text:{corpus}")
+
+
+def _entry_point_folders() -> list[Path]:
+    from importlib.metadata import entry_points
+
+    folders = []
+    for point in entry_points(group="flan_tune.tasks"):
+        module = point.load()
+        folders += [Path(place) for place in getattr(module, "__path__", [])]
+    return folders
+
+
+def read_card(path: Path) -> tuple[list[Task], list[str]]:
+    """The tasks of one card file and its faults."""
+    document = strict_yaml.read_file(path)
+    document.path = _short(path)
+    tasks, faults = parse_card(document)
+    data = document.data
+    if isinstance(data, dict) and "index" in data and not faults:
+        if len(tasks) != 1:
+            return [], [f"{document.at('index')}: a card with an index has exactly one task, the pattern for all."]
+        return _read_index(path.parent / str(data["index"]), tasks[0])
+    return tasks, faults
+
+
+def _short(path: Path) -> str:
+    """Shipped cards are named from 'cards/' on, a user's by the path given."""
+    return f"cards/{path.relative_to(CARDS_FOLDER)}" if path.is_relative_to(CARDS_FOLDER) else str(path)
+
+
+def _read_index(path: Path, pattern: Task) -> tuple[list[Task], list[str]]:
+    if not path.exists():
+        return [], [f"{pattern.where}: there is no index file {path.name!r} beside the card."]
+    tasks, faults = [], []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t")
+        if reader.fieldnames != _INDEX_COLUMNS:
+            return [], [f"{_short(path)}:1: columns are {reader.fieldnames}, wanted {_INDEX_COLUMNS}."]
+        for line, row in enumerate(reader, start=2):
+            if None in row.values() or not row["rows"].isdigit():
+                faults.append(f"{_short(path)}:{line}: {len(_INDEX_COLUMNS)} columns with a row count are wanted.")
+                continue
+            tasks.append(_indexed_task(pattern, row, f"{_short(path)}:{line}"))
+    return tasks, faults
+
+
+def _indexed_task(pattern: Task, row: Mapping[str, str], where: str) -> Task:
+    published = row["published_name"]
+    source = Source(pattern.source.kind, row["file"], pattern.source.license)
+    return replace(
+        pattern,
+        name=re.sub(r"[^a-z0-9_]", "_", published.lower()),
+        published_name=published,
+        category=row["category"],
+        languages=tuple(row["languages"].split(";")),
+        source=source,
+        rows={"train": int(row["rows"])},
+        notes=f"source dataset: {row['source']}; Super-NaturalInstructions default split: {row['split']}",
+        shape=SHAPES["instruction"],
+        where=where,
+    )
