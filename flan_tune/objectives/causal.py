@@ -5,6 +5,8 @@ from __future__ import annotations
 from flan_tune.errors import RecipeError, RowError
 from flan_tune.objectives.segment import Ids, Segment, joined_ids
 
+_LEAST_LENGTH = 3
+
 
 def causal(tokens: Ids, *, bos_id: int | None, eos_id: int) -> Segment:
     """[BOS] tokens EOS, no prefix. Without BOS the first token has nothing before it and is not a target.
@@ -32,15 +34,15 @@ def cut_causal(tokens: Ids, max_length: int, bos_id: int | None, eos_id: int) ->
     >>> [s.input_ids.tolist() for s in cut_causal(np.array([5, 6, 7]), max_length=4, bos_id=1, eos_id=2)]
     [[1, 5, 6], [1, 7, 2]]
 
-    Raises: RecipeError if `max_length` cannot hold a token and EOS (and BOS).
+    Raises: RecipeError if `max_length` is below 3: BOS, a token and EOS, or without BOS a token to start from, one to
+    predict, and EOS.
     """
-    room = max_length - (bos_id is not None)
-    if room < 2:
+    if max_length < _LEAST_LENGTH:
         raise RecipeError(
-            f"max_length {max_length} is too small for causal text: it must hold a token and EOS"
-            f"{' and BOS' if bos_id is not None else ''}. Raise it to at least {max_length + 2 - room}."
+            f"max_length {max_length} is too small to cut text into; raise it to {_LEAST_LENGTH} or more."
         )
-    segments = []
+    room = max_length - (bos_id is not None)
+    segments: list[Segment] = []
     start = 0
     while start < len(tokens):
         left = len(tokens) - start

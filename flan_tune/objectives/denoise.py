@@ -18,20 +18,20 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from flan_tune import rng as keyed
 from flan_tune.errors import RecipeError, RowError
-from flan_tune.objectives.compositions import I64, Bools, random_compositions
 from flan_tune.objectives.segment import Ids
+from flan_tune.objectives.span_sampler import I64, Bools, Sampler, draw_spans
 
 Layout = Literal["encoder_decoder", "decoder_only"]
-Sampler = Literal["t5", "uniform"]
 
-_NOISE, _CLEAN = 0, 1  # the two draws under one example key
+_HIGHEST_RATE = 1 - 1e-6  # above it the raw text of an encoder would have no useful end
 
 
 class RawLength(NamedTuple):
@@ -44,16 +44,18 @@ class RawLength(NamedTuple):
 
 
 def span_counts(length: npt.ArrayLike, rate: npt.ArrayLike, mean_span: npt.ArrayLike) -> tuple[I64, I64]:
-    """(noise tokens, spans) of texts of `length` >= 2 tokens: noise in [1, length - 1], spans in [1, min(noise, clean)].
+    """(noise tokens, spans) of texts of `length` >= 2 tokens.
 
-    Products are float64, halves go to the even neighbour. All arguments broadcast.
+    Noise is in [1, length - 1], spans in [1, min(noise, clean)]. Products are float64, halves go to the even
+    neighbour. All arguments broadcast.
 
     >>> [counts.tolist() for counts in span_counts([512, 2], 0.15, 3.0)]
     [[77, 1], [26, 1]]
     """
     length_R = np.asarray(length, dtype=np.int64)
     noise_R = np.clip(np.rint(length_R * np.asarray(rate, dtype=np.float64)), 1, length_R - 1).astype(np.int64)
-    wanted_R = np.rint(np.minimum(noise_R / np.asarray(mean_span, dtype=np.float64), noise_R))
+    # A mean below 1 asks for more spans than noise, as 1 does already.
+    wanted_R = np.rint(noise_R / np.maximum(np.asarray(mean_span, dtype=np.float64), 1.0))
     return noise_R, np.clip(wanted_R.astype(np.int64), 1, np.minimum(noise_R, length_R - noise_R))
 
 
@@ -97,8 +99,8 @@ def raw_length(budget: int, mean_span: float, rate: float, layout: Layout) -> Ra
 
 def _most_raw_tokens(inputs_length: int, rate: float) -> int:
     """A bound on the raw tokens of an encoder: their clean share alone must fit."""
-    if rate >= 1.0:
-        raise RecipeError("rate 1.0 hides all but one token, so no number of raw tokens fills the inputs. Lower it.")
+    if rate > _HIGHEST_RATE:
+        raise RecipeError(f"rate {rate} hides nearly every token, so no text is long enough for the inputs. Lower it.")
     return int((inputs_length + 1) / (1.0 - rate)) + 1
 
 
@@ -110,9 +112,9 @@ def _described(raw: int, rate: float, mean_span: float) -> RawLength:
 def _check_span_settings(rate: npt.ArrayLike, mean_span: npt.ArrayLike) -> None:
     # Written so that NaN fails too.
     if not np.all((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)):
-        raise RecipeError(f"a corruption rate is {rate}; it is the share of hidden tokens, from 0 to 1.")
+        raise RecipeError(f"a corruption rate is {rate!r}; it is the share of hidden tokens, from 0 to 1.")
     if not np.all(np.asarray(mean_span) > 0):
-        raise RecipeError(f"a mean span length is {mean_span}; it is a number of tokens above 0.")
+        raise RecipeError(f"a mean span length is {mean_span!r}; it is a number of tokens above 0.")
 
 
 def example_key(rng: np.random.Generator) -> int:
@@ -150,7 +152,7 @@ def random_spans_mask_keyed(
     """`random_spans_mask` (sampler "t5") or `uniform_spans_mask` (sampler "uniform") under a key of rng.py.
 
     >>> random_spans_mask_keyed(6, 0.5, 1.5, keyed.key("doc", 0)).astype(int).tolist()
-    [0, 1, 0, 0, 1, 1]
+    [0, 1, 1, 0, 0, 1]
     """
     return random_spans_masks([length], rate, mean_span, [base_key], sampler)[0]
 
@@ -180,58 +182,21 @@ def _flat_masks(
     mask_T = np.zeros(int(length_R.sum()), dtype=bool)
     if has_noise_R.any():
         rate_R, span_R = (np.broadcast_to(value, length_R.shape)[has_noise_R] for value in (rate, mean_span))
-        draw_masks = _t5_masks if sampler == "t5" else _uniform_masks
         noise_R, num_spans_R = span_counts(length_R[has_noise_R], rate_R, span_R)
         clean_R = length_R[has_noise_R] - noise_R
-        mask_T[np.repeat(has_noise_R, length_R)] = draw_masks(noise_R, clean_R, num_spans_R, key_R[has_noise_R])
+        mask_T[np.repeat(has_noise_R, length_R)] = draw_spans(
+            noise_R, clean_R, num_spans_R, key_R[has_noise_R], sampler
+        )
     return mask_T
-
-
-def _t5_masks(noise_R: I64, clean_R: I64, num_spans_R: I64, key_R: keyed.U64) -> Bools:
-    noise_S, clean_S = _span_and_gap_lengths(noise_R, num_spans_R, clean_R, num_spans_R, key_R)
-    return _alternating(clean_S, noise_S)
-
-
-def _uniform_masks(noise_R: I64, clean_R: I64, num_spans_R: I64, key_R: keyed.U64) -> Bools:
-    # spans + 1 gaps, the two outer ones may be empty: positive gaps over two tokens more, then one off each outer one.
-    num_gaps_R = num_spans_R + 1
-    noise_S, gap_S = _span_and_gap_lengths(noise_R, num_spans_R, clean_R + 2, num_gaps_R, key_R)
-    last_R = np.cumsum(num_gaps_R) - 1
-    first_R = last_R - num_spans_R
-    gap_S[first_R] -= 1
-    gap_S[last_R] -= 1
-    # The gap after a row's last span and the one before the next row's first are one run of clean tokens.
-    gap_S[first_R[1:]] += gap_S[last_R[:-1]]
-    tail = np.zeros(gap_S[last_R[-1]], dtype=bool)
-    return np.concatenate((_alternating(np.delete(gap_S, last_R), noise_S), tail))
-
-
-def _span_and_gap_lengths(
-    noise_R: I64, num_spans_R: I64, clean_R: I64, num_gaps_R: I64, key_R: keyed.U64
-) -> tuple[I64, I64]:
-    """Both compositions of all rows in one go, each under its own key."""
-    parts = random_compositions(
-        np.concatenate((noise_R, clean_R)),
-        np.concatenate((num_spans_R, num_gaps_R)),
-        np.concatenate((keyed.keys(key_R, _NOISE), keyed.keys(key_R, _CLEAN))),
-    )
-    num_spans = int(num_spans_R.sum())
-    return parts[:num_spans], parts[num_spans:]
-
-
-def _alternating(clean_S: I64, noise_S: I64) -> Bools:
-    """clean[0] times False, noise[0] times True, clean[1] times False, ..."""
-    runs = np.stack((clean_S, noise_S), axis=1).ravel()
-    return np.repeat(np.tile(np.array([False, True]), len(clean_S)), runs)
 
 
 def _rows(flat: npt.NDArray[Any], length_R: I64) -> list[npt.NDArray[Any]]:
     ends = np.cumsum(length_R).tolist()
-    return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [flat[start:end] for start, end in pairwise([0, *ends])]
 
 
 def corrupt(tokens: Ids, mask: Bools, sentinels: Sequence[int] | Ids) -> tuple[Ids, Ids]:
-    """(inputs, targets), without EOS: each hidden span becomes one sentinel in the inputs, and follows it in the targets.
+    """(inputs, targets), without EOS: a sentinel stands for each hidden span, and introduces it in the targets.
 
     The k-th span of the text has sentinel k on both sides, also where the text begins with noise. No sentinel closes
     the targets. A mask without noise gives the text itself and no targets.
@@ -258,19 +223,25 @@ def corrupt_batch(
     if length_R.tolist() != [len(mask) for mask in masks]:
         raise ValueError("each text needs a mask of its own length")
     if not length_R.sum():
-        return [(_as_ids(row), _as_ids(row)) for row in tokens]
-    token_T, mask_T = _as_ids(np.concatenate(tokens)), np.concatenate(masks)
+        return [(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32)) for _ in tokens]
+    token_T, mask_T = _as_ids(np.concatenate(tokens)), np.concatenate(masks).astype(bool, copy=False)
     start_S, length_S, num_spans_R = _spans(mask_T, length_R)
-    noise_R = np.diff(np.concatenate(([0], np.cumsum(length_S)))[np.concatenate(([0], np.cumsum(num_spans_R)))])
     sentinel_S = _numbered_sentinels(num_spans_R, sentinels).astype(token_T.dtype)
-    inputs = _rows(_with_spans_replaced(token_T, mask_T, start_S, sentinel_S), length_R - noise_R + num_spans_R)
-    targets = _rows(_with_sentinels_between(token_T[mask_T], length_S, sentinel_S), noise_R + num_spans_R)
+    input_T = _with_spans_replaced(token_T, mask_T, start_S, sentinel_S)
+    # Indexing by flatnonzero is four times faster than by the mask itself, here and below.
+    target_T = _with_sentinels_between(token_T[np.flatnonzero(mask_T)], length_S, sentinel_S)
+    noise_R = np.diff(_with_zero(np.cumsum(length_S))[_with_zero(np.cumsum(num_spans_R))])
+    inputs, targets = _rows(input_T, length_R - noise_R + num_spans_R), _rows(target_T, noise_R + num_spans_R)
     return list(zip(inputs, targets, strict=True))
 
 
 def _as_ids(tokens: Ids) -> Ids:
     """At least int32 and signed: a sentinel above 65,535 must not wrap round in a uint16 shard."""
-    return np.asarray(tokens, dtype=np.promote_types(tokens.dtype, np.int32))
+    return tokens.astype(np.int32 if np.can_cast(tokens.dtype, np.int32) else np.int64, copy=False)
+
+
+def _with_zero(counts: I64) -> I64:
+    return np.concatenate((np.zeros(1, dtype=np.int64), counts))
 
 
 def _spans(mask_T: Bools, length_R: I64) -> tuple[I64, I64, I64]:
@@ -283,7 +254,7 @@ def _spans(mask_T: Bools, length_R: I64) -> tuple[I64, I64, I64]:
     is_start_T[inner] = mask_T[inner]
     is_end_T[inner - 1] = mask_T[inner - 1]
     start_S = np.flatnonzero(is_start_T)
-    num_before_R = np.searchsorted(start_S, np.concatenate(([0], end_R)))
+    num_before_R = np.searchsorted(start_S, _with_zero(end_R))
     return start_S, np.flatnonzero(is_end_T) + 1 - start_S, np.diff(num_before_R)
 
 
@@ -297,7 +268,9 @@ def _numbered_sentinels(num_spans_R: I64, sentinels: Sequence[int] | Ids) -> I64
             f"Raise the pool to {most}, or take shorter texts or longer spans."
         )
     first_R = np.cumsum(num_spans_R) - num_spans_R
-    return np.asarray(sentinels, dtype=np.int64)[np.arange(num_spans_R.sum()) - np.repeat(first_R, num_spans_R)]
+    number_S = np.arange(num_spans_R.sum()) - np.repeat(first_R, num_spans_R)
+    sentinel_S: I64 = np.asarray(sentinels, dtype=np.int64)[number_S]
+    return sentinel_S
 
 
 def _with_spans_replaced(token_T: Ids, mask_T: Bools, start_S: I64, sentinel_S: Ids) -> Ids:
@@ -305,7 +278,7 @@ def _with_spans_replaced(token_T: Ids, mask_T: Bools, start_S: I64, sentinel_S: 
     is_kept_T[start_S] = True
     replaced_T = token_T.copy()
     replaced_T[start_S] = sentinel_S
-    return replaced_T[is_kept_T]
+    return replaced_T[np.flatnonzero(is_kept_T)]
 
 
 def _with_sentinels_between(noise: Ids, length_S: I64, sentinel_S: Ids) -> Ids:
@@ -315,7 +288,7 @@ def _with_sentinels_between(noise: Ids, length_S: I64, sentinel_S: Ids) -> Ids:
     is_noise[at_S] = False
     out = np.empty(len(is_noise), dtype=noise.dtype)
     out[at_S] = sentinel_S
-    out[is_noise] = noise
+    out[np.flatnonzero(is_noise)] = noise
     return out
 
 
@@ -360,7 +333,7 @@ def prefix_split_keyed(length: int, rate: float, base_key: int) -> int:
     """`prefix_split` under a key of rng.py.
 
     >>> prefix_split_keyed(100, 0.25, keyed.key("doc", 0))
-    61
+    64
     """
     return int(prefix_splits([length], rate, [base_key])[0])
 
@@ -369,7 +342,8 @@ def prefix_splits(lengths: npt.ArrayLike, rate: npt.ArrayLike, keys: npt.ArrayLi
     """One prefix length for each (length, key), int64; `rate` may be one number or one for each."""
     share_R = np.asarray(rate, dtype=np.float64)
     if not np.all((share_R >= 0) & (share_R <= 0.5)):
-        raise RecipeError(f"a prefix denoiser has rate {rate}; it is the mean share of targets, from 0 to 0.5.")
+        raise RecipeError(f"a prefix denoiser has rate {rate!r}; it is the mean share of targets, from 0 to 0.5.")
     most_R = np.maximum(np.asarray(lengths, dtype=np.int64) - 1, 0)
     low_R = np.minimum(most_R, np.maximum(1, np.rint((1.0 - 2.0 * share_R) * most_R).astype(np.int64)))
-    return low_R + keyed.below(most_R - low_R + 1, np.asarray(keys, dtype=np.uint64))
+    prefix_R: I64 = low_R + keyed.below(most_R - low_R + 1, np.asarray(keys, dtype=np.uint64))
+    return prefix_R

@@ -18,6 +18,8 @@ def supervised(inputs: Ids, targets: Ids, *, bos_id: int | None, eos_id: int) ->
     Raises: RowError "empty target" if `targets` holds no token: EOS alone would teach silence.
     """
     if len(targets) == 0:
-        raise RowError("empty target", "the target has no tokens, so there is nothing to learn; correct or drop the row")
+        raise RowError(
+            "empty target", "the target has no tokens, so there is nothing to learn; correct or drop the row"
+        )
     prefix_length = len(inputs) + (bos_id is not None)
     return Segment(joined_ids(bos_id, inputs, targets, eos_id), prefix_length, "supervised")

@@ -11,7 +11,9 @@ import gzip
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,15 @@ _HASHED_BYTES = 1 << 20
 
 
 class JsonLines:
-    """Rows of JSON-lines files, kept as bytes and parsed when read."""
+    """Rows of JSON-lines files, kept as bytes and parsed when read. The files are read at the first row."""
 
     def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
         self.fingerprint = files_fingerprint(files)
-        self._lines: list[bytes] = []
-        for file in files:
-            self._lines += read_lines(file)
+
+    @cached_property
+    def _lines(self) -> list[bytes]:
+        return [line for file in self._files for line in read_lines(file)]
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -59,8 +63,8 @@ class ParquetRows:
 def read_lines(file: Path) -> list[bytes]:
     """The non-empty lines of a .jsonl or .jsonl.gz file. Raises SourceError if it is damaged."""
     try:
-        data = gzip.open(file).read() if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{file}: cannot be read: {error}. Fetch the file again.") from None
     return [line for line in data.split(b"\n") if line.strip()]
 

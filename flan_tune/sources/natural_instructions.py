@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,32 @@ class InstructionRows:
     """The instances of one task file."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self.fingerprint = files_fingerprint([path])
-        data = _read(path)
-        self._definition = _one_text(data["Definition"])
-        self._examples = [
+
+    @cached_property
+    def _data(self) -> dict[str, Any]:
+        return _read(self._path)
+
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        examples = [
             {key: _one_text(example.get(key, "")) for key in ("input", "output", "explanation")}
-            for example in data.get("Positive Examples", [])
+            for example in self._data.get("Positive Examples", [])
         ]
-        self._instances: list[dict[str, Any]] = data["Instances"]
+        return {"definition": _one_text(self._data["Definition"]), "examples": examples}
 
     def __len__(self) -> int:
-        return len(self._instances)
+        return len(self._data["Instances"])
 
     def __getitem__(self, number: int) -> Mapping[str, Any]:
-        instance = self._instances[number]
+        instance = self._data["Instances"][number]
         output = instance["output"]
         return {
+            **self._shared,
             "id": instance.get("id", str(number)),
-            "definition": self._definition,
             "input": instance["input"],
             "output": output if isinstance(output, list) else [output],
-            "examples": self._examples,
         }
 
 

@@ -7,6 +7,7 @@ A row here is a piece: documents are cut at paragraph ends into pieces of at mos
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,18 @@ class TextPieces:
     def __init__(self, documents: JsonLines | ParquetRows, limit: int = PIECE_CHARACTERS) -> None:
         self.fingerprint = f"{documents.fingerprint}/{limit}"
         self._documents = documents
-        self._places: list[tuple[int, int, int]] = []  # (document, start, end)
-        for number in range(len(documents)):
+        self._limit = limit
+
+    @cached_property
+    def _places(self) -> list[tuple[int, int, int]]:
+        """(document, start, end) of every piece."""
+        places = []
+        for number in range(len(self._documents)):
             start = 0
-            for end in cut_pieces(_text(documents[number], number), limit):
-                self._places.append((number, start, end))
+            for end in cut_pieces(_text(self._documents[number], number), self._limit):
+                places.append((number, start, end))
                 start = end
+        return places
 
     def __len__(self) -> int:
         return len(self._places)

@@ -86,6 +86,8 @@ def _load(task_paths: tuple[str, ...]) -> Catalog:
     tasks: dict[str, Task] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):
+            if "templates" in path.relative_to(folder).parts:
+                continue  # a user's wordings lie beside his cards
             found, card_faults = read_card(path)
             faults += card_faults
             for task in found:

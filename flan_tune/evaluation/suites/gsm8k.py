@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
-from flan_tune import rng
 from flan_tune.errors import ScoreError
-from flan_tune.evaluation.suites.suite import Item, Suite, SuiteTask
+from flan_tune.evaluation.suites.suite import Item, Suite, SuiteTask, draw_rows
 
 LAYOUT = "question_answer"  # `Q: ...` newline `A:`; exemplars reason, then say 'The answer is 18.'
 
@@ -40,20 +40,8 @@ def gsm8k_suite(rows: Rows, *, n: int | None = None, shots: int = 0, seed: int =
     return Suite("gsm8k", [task])
 
 
-def draw_rows(available: int, n: int | None, suite: str, seed: int) -> list[int]:
-    """Row numbers of a suite's questions: all in order if `n` is None, else `n` of them drawn by key, sorted.
-
-    Raises: ScoreError if there are fewer than `n`.
-    """
-    if n is None:
-        return list(range(available))
-    if n > available:
-        raise ScoreError(f"suite {suite!r}: {n} questions are asked for, the split has {available}. Ask for fewer.")
-    return sorted(rng.permutation(available, rng.key(seed, "suite questions", suite))[:n].tolist())
-
-
 def _first(rows: Iterable[Row], count: int) -> list[Row]:
-    chosen = [row for row, _ in zip(rows, range(count), strict=False)]
+    chosen = list(islice(rows, count))
     if len(chosen) < count:
         raise ScoreError(f"suite 'gsm8k': {count} exemplars are asked for, the split 'train' has {len(chosen)} rows.")
     return chosen

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flan_tune.errors import ScoreError
-from flan_tune.evaluation.suites.gsm8k import draw_rows
-from flan_tune.evaluation.suites.suite import Item, Suite, SuiteTask
+from flan_tune.evaluation.suites.suite import Item, Suite, SuiteTask, draw_rows
 
 # `The following are ... about {subject}.`, then exemplars and the question as `Q:`, `(A) .. (B) ..`, `A:`. The paper
 # does not print its direct layout; U-PaLM, appendix 11.4, says the answer is an option in brackets, as here.
@@ -42,7 +41,7 @@ def mmlu_suite(rows: Rows, *, split: str = "validation", n: int | None = None, s
     return Suite("mmlu", tasks)
 
 
-def _item(row: Row, id: str, task: str, exemplars: Mapping[str, Sequence[str]], shots: int) -> Item:
+def _item(row: Row, item_id: str, task: str, exemplars: Mapping[str, Sequence[str]], shots: int) -> Item:
     shown = list(exemplars.get(row["subject"], []))
     if len(shown) < shots:
         raise ScoreError(
@@ -50,7 +49,7 @@ def _item(row: Row, id: str, task: str, exemplars: Mapping[str, Sequence[str]], 
         )
     subject = str(row["subject"]).replace("_", " ")
     header = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-    return Item(id, task, header + "".join(shown) + _question(row), _answer(row), list(LETTERS))
+    return Item(item_id, task, header + "".join(shown) + _question(row), _answer(row), list(LETTERS))
 
 
 def _exemplars(rows: Iterable[Row], shots: int) -> dict[str, list[str]]:
@@ -69,5 +68,7 @@ def _question(row: Row) -> str:
 
 def _answer(row: Row) -> str:
     if len(row["choices"]) != len(LETTERS) or not 0 <= row["answer"] < len(LETTERS):
-        raise ScoreError(f"suite 'mmlu': {row['question']!r} has {len(row['choices'])} choices, answer {row['answer']}.")
+        raise ScoreError(
+            f"suite 'mmlu': {row['question']!r} has {len(row['choices'])} choices, answer {row['answer']}."
+        )
     return LETTERS[row["answer"]]

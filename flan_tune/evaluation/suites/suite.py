@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from flan_tune import rng
 from flan_tune.errors import ScoreError
 
 SEEN = "seen"
@@ -66,7 +67,7 @@ class SuiteTask:
             faults.append(f"task {self.name!r}: chance is {self.chance}, a number in [0, 1) is wanted.")
         ids = [item.id for item in self.items]
         if len(set(ids)) != len(ids):
-            twice = next(id for id in ids if ids.count(id) > 1)
+            twice = next(one for one in ids if ids.count(one) > 1)
             faults.append(f"task {self.name!r}: the id {twice!r} is given to two items. Number them apart.")
         if self.metric == "choice":
             faults += [f"task {self.name!r}: {fault}" for fault in _choice_faults(self.items)]
@@ -104,3 +105,15 @@ def mean_chance(items: Sequence[Item]) -> float:
     0.25
     """
     return sum(1 / len(item.options) if item.options else 0.0 for item in items) / len(items)
+
+
+def draw_rows(available: int, n: int | None, suite: str, seed: int) -> list[int]:
+    """Row numbers of a suite's questions: all in order if `n` is None, else `n` of them drawn by key, sorted.
+
+    Raises: ScoreError if there are fewer than `n`.
+    """
+    if n is None:
+        return list(range(available))
+    if n > available:
+        raise ScoreError(f"suite {suite!r}: {n} questions are asked for, the split has {available}. Ask for fewer.")
+    return sorted(rng.permutation(available, rng.key(seed, "suite questions", suite))[:n].tolist())

@@ -1,0 +1,247 @@
+"""A mixture: which tasks, how much of each, shown how. Read from YAML, with the line of every fault.
+
+    members:
+      - {tasks: [cot_gsm8k, "family:niv2"], rate: 0.6, max_examples: 5000, temperature: 1.0}
+      - {mixture: cot.yaml, rate: 0.4, presentations: {cot: 1.0}}
+    presentations: {zero_shot: 0.5, few_shot: 0.5}
+    shots: [1, 4]
+    hold_out: [mmlu]                 # words; a task whose name or source holds one is left out
+    exclude: [{task: anli_r3, reason: "its train split is not released"}]
+    missing: error | drop
+
+A member's `rate` is its share of examples. Inside a member, tasks share in proportion to
+min(rows, max_examples) ** (1 / temperature) (examples-proportional mixing, T5, arXiv:1910.10683, section 3.5.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flan_tune import strict_yaml
+from flan_tune.errors import CardError, RecipeError, did_you_mean
+from flan_tune.strict_yaml import Document
+from flan_tune.tasks.card import Task
+from flan_tune.tasks.catalog import Catalog
+
+_MIXTURE_KEYS = ("members", "presentations", "shots", "hold_out", "exclude", "missing", "split")
+_MEMBER_KEYS = ("tasks", "mixture", "rate", "max_examples", "temperature", "presentations")
+
+
+@dataclass(frozen=True)
+class Member:
+    """Tasks that share one rate. `presentations` is None where the mixture's own apply.
+
+    rate: share of the mixture's examples, any positive number (rates are normalised to sum 1).
+    max_examples: cap on the rows that count for a task's share; it does not choose which rows are used.
+    temperature: 1 is examples-proportional, larger is closer to equal shares.
+    """
+
+    tasks: tuple[Task, ...]
+    rate: float
+    max_examples: int | None = None
+    temperature: float = 1.0
+    presentations: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Members with what holds for all of them. `split` names the split that rows come from.
+
+    left_out: task name -> why, for tasks matched by a pattern but held out or excluded.
+    """
+
+    members: tuple[Member, ...]
+    presentations: Mapping[str, float]
+    shots: tuple[int, int] = (1, 4)
+    missing: str = "error"
+    split: str = "train"
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def tasks(self) -> list[Task]:
+        """Every task once, in order of first mention."""
+        return list({task.name: task for member in self.members for task in member.tasks}.values())
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.members)
+
+
+def load_mixture(path: str | Path, catalog: Catalog, presentations: Collection[str]) -> Mixture:
+    """Reads a mixture file and the mixtures it nests. `presentations` are the names that exist.
+
+    Raises: RecipeError with all faults of all files at once.
+    """
+    mixture, faults = read_mixture(path, catalog, presentations)
+    if faults or mixture is None:
+        raise RecipeError(*faults)
+    return mixture
+
+
+def read_mixture(
+    path: str | Path, catalog: Catalog, presentations: Collection[str], above: tuple[str, ...] = ()
+) -> tuple[Mixture | None, list[str]]:
+    """The mixture and its faults, for callers that collect faults of several files. `above` nests it."""
+    if str(path) in above:
+        return None, [f"{path}: this mixture nests itself, by way of {' -> '.join(above)}."]
+    document = strict_yaml.read_file(path)
+    reader = _Reader(document, catalog, presentations, (*above, str(path)))
+    return reader.read(), reader.faults
+
+
+class _Reader:
+    """Reads one mixture file, collecting faults."""
+
+    def __init__(
+        self, document: Document, catalog: Catalog, presentations: Collection[str], above: tuple[str, ...]
+    ) -> None:
+        self.document = document
+        self.presentations = presentations
+        self.catalog = catalog
+        self.above = above
+        self.faults = list(document.faults)
+        self.left_out: dict[str, str] = {}
+
+    def fault(self, message: str, *address: str | int) -> None:
+        self.faults.append(f"{self.document.at(*address)}: {message}")
+
+    def read(self) -> Mixture | None:
+        data = self.document.data
+        if not isinstance(data, dict):
+            if not self.faults:
+                self.fault(f"a mixture is a mapping with the keys {list(_MIXTURE_KEYS)}.")
+            return None
+        self._unknown(data, _MIXTURE_KEYS)
+        excluded = self._exclusions(data.get("exclude") or [])
+        hold_out = self._texts(data, "hold_out")
+        presentations = self._shares(data.get("presentations", {"zero_shot": 1.0}), "presentations")
+        missing = data.get("missing", "error")
+        if missing not in ("error", "drop"):
+            self.fault(f"missing is {missing!r}; it is 'error' or 'drop'.", "missing")
+        members: list[Member] = []
+        for number, entry in enumerate(data.get("members") or []):
+            members += self._member(entry, number, excluded, hold_out)
+        if not data.get("members"):
+            self.fault("a mixture needs at least one member.", "members")
+        elif not members and not self.faults:
+            self.fault("no task is left: all are held out or excluded.", "members")
+        if self.faults:
+            return None
+        split = str(data.get("split", "train"))
+        return Mixture(tuple(members), presentations, self._shots(data), missing, split, self.left_out)
+
+    def _unknown(self, data: Mapping[str, Any], known: Sequence[str], *address: str | int) -> None:
+        for name in data:
+            if name not in known:
+                self.fault(f"unknown key {name!r}.{did_you_mean(name, known)}", *address, name)
+
+    def _texts(self, data: Mapping[str, Any], key: str) -> list[str]:
+        value = data.get(key) or []
+        if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
+            self.fault(f"{key} is {value!r}; it is a list of text.", key)
+            return []
+        return value
+
+    def _exclusions(self, entries: Any) -> dict[str, str]:
+        excluded = {}
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or set(entry) != {"task", "reason"}:
+                self.fault(f"an exclusion is {{task: ..., reason: ...}}, found {entry!r}.", "exclude", number)
+                continue
+            for task in self._select(entry["task"], "exclude", number, "task"):
+                excluded[task.name] = str(entry["reason"])
+        return excluded
+
+    def _shares(self, data: Any, *address: str | int) -> dict[str, float]:
+        if not isinstance(data, dict) or not data:
+            self.fault(f"presentations is {data!r}; it maps names to shares.", *address)
+            return {}
+        for name, share in data.items():
+            if name not in self.presentations:
+                near = did_you_mean(name, self.presentations)
+                known = list(self.presentations)
+                self.fault(f"there is no presentation {name!r}.{near} They are {known}.", *address, name)
+            elif not _is_number(share) or share < 0:
+                self.fault(f"the share of {name!r} is {share!r}; it is a number, 0 or more.", *address, name)
+        return dict(data)
+
+    def _shots(self, data: Mapping[str, Any]) -> tuple[int, int]:
+        shots = data.get("shots", [1, 4])
+        is_pair = isinstance(shots, list) and len(shots) == 2 and all(isinstance(n, int) for n in shots)
+        if is_pair and 0 <= shots[0] <= shots[1] <= 100:
+            return shots[0], shots[1]
+        self.fault(f"shots is {shots!r}; it is [least, most], for example [1, 4].", "shots")
+        return 1, 4
+
+    def _select(self, pattern: Any, *address: str | int) -> list[Task]:
+        if not isinstance(pattern, str):
+            self.fault(f"a task is named by text, found {pattern!r}: quote it.", *address)
+            return []
+        try:
+            return self.catalog.select(pattern)
+        except CardError as error:
+            self.fault(str(error), *address)
+            return []
+
+    def _member(self, entry: Any, number: int, excluded: Mapping[str, str], hold_out: Sequence[str]) -> list[Member]:
+        if not isinstance(entry, dict) or ("tasks" in entry) == ("mixture" in entry):
+            self.fault(f"a member names either tasks or a mixture, found {entry!r}.", "members", number)
+            return []
+        self._unknown(entry, _MEMBER_KEYS, "members", number)
+        rate = self._positive(entry, "rate", 1.0, number)
+        shares = None
+        if "presentations" in entry:
+            shares = self._shares(entry["presentations"], "members", number, "presentations")
+        if "mixture" in entry:
+            return self._nested(entry["mixture"], number, rate, shares)
+        patterns = entry["tasks"] if isinstance(entry["tasks"], list) else [entry["tasks"]]
+        found = {
+            task.name: task
+            for place, pattern in enumerate(patterns)
+            for task in self._select(pattern, "members", number, "tasks", place)
+        }
+        tasks = tuple(task for task in found.values() if not self._is_left_out(task, excluded, hold_out))
+        cap = entry.get("max_examples")
+        if cap is not None and (not isinstance(cap, int) or cap < 1):
+            self.fault(
+                f"max_examples is {cap!r}; it is a number of rows, 1 or more.", "members", number, "max_examples"
+            )
+        temperature = self._positive(entry, "temperature", 1.0, number)
+        return [Member(tasks, rate, cap, temperature, shares)] if tasks else []
+
+    def _is_left_out(self, task: Task, excluded: Mapping[str, str], hold_out: Sequence[str]) -> bool:
+        place = f"{task.name} {task.source.name}".lower()
+        word = next((word for word in hold_out if word.lower() in place), None)
+        reason = excluded.get(task.name) or (f"held out ({word})" if word else None)
+        if reason:
+            self.left_out[task.name] = reason
+        return reason is not None
+
+    def _positive(self, entry: Mapping[str, Any], key: str, default: float, number: int) -> float:
+        value = entry.get(key, default)
+        if not _is_number(value) or value <= 0:
+            self.fault(f"{key} is {value!r}; it is a number above 0.", "members", number, key)
+            return default
+        return float(value)
+
+    def _nested(self, name: Any, number: int, rate: float, shares: Mapping[str, float] | None) -> list[Member]:
+        path = Path(self.document.path).parent / str(name)
+        mixture, faults = read_mixture(path, self.catalog, self.presentations, self.above)
+        self.faults += faults
+        if mixture is None:
+            return []
+        self.left_out.update(mixture.left_out)
+        total = sum(member.rate for member in mixture)
+        return [
+            replace(
+                member,
+                rate=rate * member.rate / total,
+                presentations=member.presentations or shares or mixture.presentations,
+            )
+            for member in mixture
+        ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

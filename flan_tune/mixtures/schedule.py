@@ -1,0 +1,125 @@
+"""The schedule: global index -> (task, epoch, row), a pure function with O(1) seek.
+
+Shares become integers out of 2^40. Task d has had c_d(k) = floor(W_d * k * B / 2^40 + u_d) draws when block k
+begins, with a keyed offset u_d in [0, 1): counts never go down, are within one of the exact share at every block,
+and need no history. A block's draws are put in a keyed order; its length is B give or take a few.
+
+Draw number c of a task is row permuted(c mod n) of epoch c // n: every row once before any row twice.
+
+    B = 8192, shares 3/4 and 1/4: block 0 holds 6144 draws of task 0 and 2048 of task 1 (one more or less).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flan_tune.errors import StreamError
+from flan_tune.rng import key, keys, permutation, permuted, uniform
+
+BLOCK_DRAWS = 8192
+_BITS = 40
+_BLOCK_BITS = 13
+_MAX_BLOCK = 1 << (63 - _BITS)  # W_d * k stays below 2^63: about 6.9e10 draws
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Arrays of equal length: which task (index into the schedule's names), in which epoch, which row."""
+
+    task: I64
+    epoch: I64
+    row: I64
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+
+def quantise(shares: Sequence[float]) -> npt.NDArray[np.uint64]:
+    """Shares as integers that sum to exactly 2^40 (largest remainder); a positive share is at least 1.
+
+    >>> [int(w) * 4 // 2**40 for w in quantise([3, 1])]
+    [3, 1]
+    """
+    total = float(sum(shares))
+    exact = np.array(shares, dtype=np.float64) / total * float(1 << _BITS)
+    floor = np.maximum(np.floor(exact), 1)
+    short = int((1 << _BITS) - floor.sum())
+    order = np.argsort(-(exact - floor), kind="stable")
+    step = 1 if short >= 0 else -1
+    while short:
+        for task in order[: abs(short)]:
+            if floor[task] + step >= 1:
+                floor[task] += step
+                short -= step
+            if not short:
+                break
+    return floor.astype(np.uint64)
+
+
+class Schedule:
+    """What is drawn at every index, for tasks with given shares and row counts.
+
+    names: task names (they are part of the keys, so adding a task does not change the rows of the others).
+    shares: share of examples of each task; any positive numbers. num_rows: usable rows of each task.
+    """
+
+    def __init__(self, names: Sequence[str], shares: Sequence[float], num_rows: Sequence[int], seed: int) -> None:
+        if not names or min(shares) <= 0 or min(num_rows) < 1:
+            raise StreamError("a schedule needs tasks with positive shares and at least one row each.")
+        self.names = list(names)
+        self.seed = seed
+        self._shares = quantise(shares)
+        self._num_rows = np.array(num_rows, dtype=np.int64)
+        task_keys = np.array([key(seed, "offset", name) for name in names], dtype=np.uint64)
+        self._offsets = (uniform(task_keys) * float(1 << (_BITS - _BLOCK_BITS))).astype(np.uint64)
+        self._row_keys = np.array([key(seed, "row order", name) for name in names], dtype=np.uint64)
+
+    def counts_before(self, block: int) -> I64:
+        """Draws of each task before block `block` begins, int64 [tasks]."""
+        if not 0 <= block < _MAX_BLOCK:
+            raise StreamError(f"block {block} is beyond the schedule's {_MAX_BLOCK} blocks.")
+        scaled = self._shares * np.uint64(block) + self._offsets
+        return (scaled >> np.uint64(_BITS - _BLOCK_BITS)).astype(np.int64)
+
+    def _start(self, block: int) -> int:
+        return int(self.counts_before(block).sum())
+
+    def _block_of(self, index: int) -> int:
+        block = max(index // BLOCK_DRAWS - 1, 0)  # a block starts within len(names) of block * B
+        while block > 0 and self._start(block) > index:
+            block -= 1
+        while self._start(block + 1) <= index:
+            block += 1
+        return block
+
+    def block(self, number: int) -> Draw:
+        """All draws of one block, in order."""
+        before = self.counts_before(number)
+        counts = self.counts_before(number + 1) - before
+        task = np.repeat(np.arange(len(self.names)), counts)
+        first = np.cumsum(counts) - counts
+        nth = before[task] + np.arange(len(task)) - first[task]
+        order = permutation(len(task), key(self.seed, "block order", number))
+        task, nth = task[order], nth[order]
+        epoch, place = np.divmod(nth, self._num_rows[task])
+        row = permuted(place, self._num_rows[task], keys(self._row_keys[task], epoch))
+        return Draw(task, epoch, row)
+
+    def draws(self, start: int, count: int) -> Draw:
+        """Draws start .. start+count-1."""
+        number = self._block_of(start)
+        skip = start - self._start(number)
+        parts: list[Draw] = []
+        have = -skip
+        while have < count:
+            parts.append(self.block(number))
+            have += len(parts[-1])
+            number += 1
+        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("task", "epoch", "row"))
+        return Draw(*(column[skip : skip + count] for column in columns))

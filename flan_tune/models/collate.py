@@ -1,0 +1,214 @@
+"""Packs to tensors: ids, labels, loss weights and the mask spec of a batch.
+
+numpy up to the last line, with no Python per token. The masks themselves are made from the spec on the device, by
+attention.py; what a pack is, and what wrote it, is in packing/store.py.
+
+Shapes: B rows, L positions, N target positions of the whole batch, S segments of the whole batch, T their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from flan_tune.errors import RecipeError, StreamError
+from flan_tune.models.attention import MaskSpec, check_attention
+
+NO_LABEL = -100
+LOSS_NORMALIZATIONS = ("token", "example")
+
+Ints = npt.NDArray[np.int64]
+
+
+class PackLike(Protocol):
+    """What collate needs of a pack; `packing.store.Pack` has it."""
+
+    @property
+    def input_ids(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def segment_lengths(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def prefix_lengths(self) -> npt.NDArray[np.int32]: ...
+
+
+@dataclass(frozen=True)
+class BarePack:
+    """A pack without its provenance: for scoring and probing, which mask as training does."""
+
+    input_ids: npt.NDArray[np.int32]
+    segment_lengths: npt.NDArray[np.int32]
+    prefix_lengths: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. All tensors lie on one device.
+
+    input_ids: int64 [B, L], padded with the pad id.
+    spec: the mask and the positions, see attention.py.
+    labels: int64 [B, L]; the token to be predicted AT each position, that is the next one; -100 = none.
+    loss_weights: float32 [B, L]; what that prediction counts; 0 where there is no label.
+    target_positions: int64 [N], ascending; indices into the flattened [B * L] where labels are. Made on the CPU, so
+        that a device need not be asked how many there are. The segment of position p is `spec.segment_ids` there.
+    """
+
+    input_ids: Tensor
+    spec: MaskSpec
+    labels: Tensor
+    loss_weights: Tensor
+    target_positions: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`."""
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.spec.to(device),
+            self.labels.to(device, non_blocking=True),
+            self.loss_weights.to(device, non_blocking=True),
+            self.target_positions.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where each segment and token of a batch lies. Names end in S (one per segment) or T (one per token)."""
+
+    length_S: Ints
+    prefix_S: Ints
+    row_S: Ints
+    number_S: Ints  # 1, 2, ... within the row
+    segment_T: Ints  # which of the S segments
+    index_T: Ints  # within the segment
+    slot_T: Ints  # within the flattened [B * L]
+
+
+def collate(
+    packs: Sequence[PackLike], *, max_length: int, pad_id: int, attention: str, loss_normalization: str
+) -> Batch:
+    """The batch of `packs`, one row each, padded to `max_length` positions.
+
+    The label at position t is the token at t + 1 if that token lies in the same segment, at an index of at least
+    max(prefix_length, 1) within it; the first token of a segment is predicted by nobody.
+
+    attention: "prefix_lm" makes each segment's first `prefix_length` tokens one bidirectional block.
+    loss_normalization: "token" weighs every label 1; "example" weighs it 1 / (labels of its segment).
+
+    One pack, max_length 8, pad 0, segments [5 6 7 8] with prefix 2 and [9 4 3] with prefix 0:
+
+        input_ids           5    6    7    8    9    4    3    0
+        segment_ids         1    1    1    1    2    2    2    0
+        prefix_block_ids    1    1   -1   -1   -1   -1   -1   -1     (causal: all -1)
+        position_ids        0    1    2    3    0    1    2    0
+        labels           -100    7    8 -100    4    3 -100 -100
+        loss_weights        0  1/2  1/2    0  1/2  1/2    0    0     (token: 1 instead of 1/2)
+        target_positions 1, 2, 4, 5
+
+    Raises: StreamError if a pack contradicts itself or is longer than `max_length`; RecipeError for an unknown mode.
+    """
+    check_attention(attention)
+    if loss_normalization not in LOSS_NORMALIZATIONS:
+        raise RecipeError(
+            f"loss_normalization is {loss_normalization!r}; it must be one of {list(LOSS_NORMALIZATIONS)}."
+        )
+    _check_packs(packs, max_length)
+    layout = _lay_out(packs, max_length)
+    token_T = np.concatenate([np.asarray(pack.input_ids) for pack in packs]).astype(np.int64)
+    size = (len(packs), max_length)
+    labels, weights = _labels_and_weights(layout, token_T, size, per_example=loss_normalization == "example")
+    return Batch(
+        torch.from_numpy(_scatter(layout.slot_T, token_T, size, pad_id)),
+        _mask_spec(layout, size, bidirectional=attention == "prefix_lm"),
+        torch.from_numpy(labels),
+        torch.from_numpy(weights),
+        torch.from_numpy(np.flatnonzero(labels != NO_LABEL)),
+    )
+
+
+def _lay_out(packs: Sequence[PackLike], max_length: int) -> _Layout:
+    segments_B = np.array([len(pack.segment_lengths) for pack in packs], dtype=np.int64)
+    length_S = np.concatenate([np.asarray(pack.segment_lengths) for pack in packs]).astype(np.int64)
+    prefix_S = np.concatenate([np.asarray(pack.prefix_lengths) for pack in packs]).astype(np.int64)
+    row_S = np.repeat(np.arange(len(packs)), segments_B)
+    segment_T = np.repeat(np.arange(len(length_S)), length_S)
+    tokens_B = np.bincount(row_S, weights=length_S, minlength=len(packs)).astype(np.int64)
+    row_T = row_S[segment_T]
+    return _Layout(
+        length_S=length_S,
+        prefix_S=prefix_S,
+        row_S=row_S,
+        number_S=np.arange(len(length_S)) - _starts(segments_B)[row_S] + 1,
+        segment_T=segment_T,
+        index_T=np.arange(len(segment_T)) - _starts(length_S)[segment_T],
+        slot_T=np.arange(len(segment_T)) - _starts(tokens_B)[row_T] + row_T * max_length,
+    )
+
+
+def _starts(count: Ints) -> Ints:
+    """Where each run begins: counts 3, 2, 4 begin at 0, 3, 5."""
+    return np.cumsum(count) - count
+
+
+def _scatter(slot_T: Ints, value_T: npt.NDArray[Any], size: tuple[int, int], fill: float) -> npt.NDArray[Any]:
+    flat = np.full(size[0] * size[1], fill, dtype=value_T.dtype)
+    flat[slot_T] = value_T
+    return flat.reshape(size)
+
+
+def _mask_spec(layout: _Layout, size: tuple[int, int], *, bidirectional: bool) -> MaskSpec:
+    number_T = layout.number_S[layout.segment_T]
+    in_prefix_T = (layout.index_T < layout.prefix_S[layout.segment_T]) & bidirectional
+    return MaskSpec(
+        segment_ids=torch.from_numpy(_scatter(layout.slot_T, number_T, size, 0)),
+        prefix_block_ids=torch.from_numpy(_scatter(layout.slot_T, np.where(in_prefix_T, number_T, -1), size, -1)),
+        position_ids=torch.from_numpy(_position_ids(layout, size)),
+    )
+
+
+def _position_ids(layout: _Layout, size: tuple[int, int]) -> Ints:
+    # Padding counts from 0 too, so that a model with learned positions has an entry for each.
+    padding_starts_B = np.bincount(layout.row_S, weights=layout.length_S, minlength=size[0]).astype(np.int64)
+    positions: Ints = np.arange(size[1])[None, :] - padding_starts_B[:, None]
+    positions.reshape(-1)[layout.slot_T] = layout.index_T
+    return positions
+
+
+def _labels_and_weights(
+    layout: _Layout, token_T: Ints, size: tuple[int, int], *, per_example: bool
+) -> tuple[Ints, npt.NDArray[np.float32]]:
+    first_target_S = np.maximum(layout.prefix_S, 1)
+    is_target_T = layout.index_T >= first_target_S[layout.segment_T]
+    # A target's index is at least 1, so its predecessor lies one slot before it, in the same segment and row.
+    predicting_slots = layout.slot_T[is_target_T] - 1
+    weight_S = 1.0 / (layout.length_S - first_target_S) if per_example else np.ones(len(layout.length_S))
+    weight_T = weight_S.astype(np.float32)[layout.segment_T]
+    labels = _scatter(predicting_slots, token_T[is_target_T], size, NO_LABEL)
+    return labels, _scatter(predicting_slots, weight_T[is_target_T], size, 0)
+
+
+def _check_packs(packs: Sequence[PackLike], max_length: int) -> None:
+    if not packs:
+        raise StreamError("a batch of no packs cannot be made. Give each process at least one pack per step.")
+    for number, pack in enumerate(packs):
+        lengths, prefixes = np.asarray(pack.segment_lengths), np.asarray(pack.prefix_lengths)
+        tokens = len(pack.input_ids)
+        if tokens > max_length:
+            raise StreamError(
+                f"pack {number} of the batch has {tokens} tokens, max_length is {max_length}. Prepare the packs again."
+            )
+        if len(lengths) != len(prefixes) or int(lengths.sum()) != tokens:
+            raise StreamError(
+                f"pack {number} of the batch contradicts itself: {tokens} tokens, segment lengths {lengths.tolist()}, "
+                f"prefix lengths {prefixes.tolist()}. Prepare the packs again."
+            )
+        bad = np.flatnonzero((prefixes < 0) | (lengths <= np.maximum(prefixes, 1)))
+        if len(bad):
+            raise StreamError(
+                f"pack {number} of the batch: segment {bad[0]} has {lengths[bad[0]]} tokens, {prefixes[bad[0]]} of "
+                "them prefix, so none is a target. Prepare the packs again."
+            )

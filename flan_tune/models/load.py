@@ -1,0 +1,204 @@
+"""Making a model from a config, and loading one with room for new tokens.
+
+Writing one is in export.py. Sharding is the engine's business (training/): it hands in one context manager for
+building and one for gathering, and without an engine both do nothing.
+
+Under ZeRO-3 every process must call these functions: loading and gathering are collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flan_tune import rng
+from flan_tune.errors import CheckpointError, RecipeError, did_you_mean
+from flan_tune.models.attention import resolve_attn_implementation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Building = Callable[[], AbstractContextManager[Any]]
+Gathering = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
+
+# Old spellings that transformers 5 still reads and turns into others, so they are not among a config's attributes.
+_LEGACY_KEYS = {"rope_theta", "rope_scaling", "torch_dtype"}
+
+
+def create_model(
+    config: Mapping[str, Any],
+    vocab_size: int,
+    *,
+    seed: int,
+    attn_implementation: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    building: Building = nullcontext,
+) -> PreTrainedModel:
+    """A new causal model. The same config, seed and versions give the same weights, whatever was drawn before.
+
+    config: keys of the family's Hugging Face config, `model_type` among them. The vocabulary is not one of them.
+    vocab_size: that of the tokenizer, added tokens included; known before the model is built, so nothing is resized.
+    building: entered around construction; `lambda: torch.device("meta")` makes a model without memory.
+
+    >>> create_model({"model_type": "llama", "hidden_size": 64}, 512, seed=0).config.vocab_size
+    512
+
+    Raises: RecipeError for an unknown model type or key, or a family that cannot be trained.
+    """
+    from transformers import AutoModelForCausalLM
+
+    built = _config_from(config, vocab_size)
+    implementation = _implementation(built, attn_implementation)
+    with building(), _seeded(rng.key(seed, "model")):
+        return AutoModelForCausalLM.from_config(built, attn_implementation=implementation, dtype=dtype)
+
+
+def _config_from(config: Mapping[str, Any], vocab_size: int) -> PreTrainedConfig:
+    from transformers import CONFIG_MAPPING
+
+    values = dict(config)
+    model_type = str(values.pop("model_type", ""))
+    if model_type not in CONFIG_MAPPING:
+        raise RecipeError(
+            f"model_type {model_type!r} is not one transformers knows.{did_you_mean(model_type, CONFIG_MAPPING.keys())}"
+        )
+    if values.pop("vocab_size", vocab_size) != vocab_size:
+        raise RecipeError(
+            f"the model config sets vocab_size {config['vocab_size']}, but the tokenizer has {vocab_size} ids. "
+            "Leave the key out: the vocabulary is the tokenizer's."
+        )
+    family = CONFIG_MAPPING[model_type]
+    known = set(family().to_dict()) | set(family.attribute_map) | _LEGACY_KEYS
+    unknown = sorted(set(values) - known)
+    if unknown:  # transformers itself keeps any key and then ignores it
+        raise RecipeError(
+            *(f"model type {model_type!r} has no config key {key!r}.{did_you_mean(key, known)}" for key in unknown)
+        )
+    return family(vocab_size=vocab_size, **values)
+
+
+def load_model(
+    path: str,
+    *,
+    vocab_size: int,
+    seed: int,
+    revision: str | None = None,
+    attn_implementation: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    building: Building = nullcontext,
+    gathering: Gathering = lambda parameters: nullcontext(),
+) -> PreTrainedModel:
+    """The causal model in a folder or on the hub, with a row for each of `vocab_size` ids.
+
+    Rows the checkpoint has are kept bit by bit, also where it has more than `vocab_size` of them (Qwen2 has 151,936
+    rows for 151,665 tokens): rows are never removed. New rows are drawn, see `extend_vocabulary`.
+    dtype: float32 unless the engine keeps a float32 copy of its own.
+
+    Raises: RecipeError if there is no such model or its family cannot be trained; CheckpointError if the weights do
+    not fill the model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    where = {} if revision is None else {"revision": revision}
+    try:
+        config = AutoConfig.from_pretrained(path, **where)
+        implementation = _implementation(config, attn_implementation)
+        with building(), _seeded(rng.key(seed, "model")):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path, **where, attn_implementation=implementation, dtype=dtype, output_loading_info=True
+            )
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecipeError(f"{path!r}: no causal language model can be loaded from here: {first}") from None
+    _check_report(path, report)
+    extend_vocabulary(model, vocab_size, seed=seed, gathering=gathering)
+    return model
+
+
+def _check_report(path: str, report: Mapping[str, Any]) -> None:
+    # transformers draws missing weights at random and goes on with a line in the log.
+    for name in ("missing_keys", "mismatched_keys", "error_msgs"):
+        found = sorted(str(entry) for entry in report.get(name) or ())
+        if found:
+            raise CheckpointError(
+                f"{path!r}: the weights do not fill the model: {len(found)} {name}, first {found[:3]}. "
+                "Is this the folder of a whole model, of the family its config.json names?"
+            )
+
+
+def _implementation(config: PreTrainedConfig, requested: str) -> str:
+    if config.is_encoder_decoder:
+        raise RecipeError(
+            f"model type {config.model_type!r} is an encoder-decoder; only causal models can be trained so far."
+        )
+    return resolve_attn_implementation(requested, config.model_type)
+
+
+def extend_vocabulary(
+    model: PreTrainedModel, vocab_size: int, *, seed: int, gathering: Gathering = lambda parameters: nullcontext()
+) -> None:
+    """Gives `model` rows for ids up to `vocab_size`, in place; does nothing if it has them.
+
+    A new row is drawn, column by column, from a normal distribution with the mean and standard deviation of the
+    column over the old rows, for input and output embeddings each; a new bias is the mean of the old ones. New rows
+    as small as `initializer_range` would have logits near 0, often far above those of trained tokens, and the first
+    steps would go into unlearning them (Hewitt 2021, "Initializing new word embeddings for pretrained language
+    models"; we leave his covariances out).
+
+    Row i depends on (seed, i) and the old rows only: not on world size, order, or how many rows are added.
+    gathering: makes the parameters whole inside, and afterwards gives all processes those of process 0.
+    """
+    old_size = int(model.config.get_text_config().vocab_size)
+    if vocab_size <= old_size:
+        return
+    with _seeded(rng.key(seed, "resize")):  # what transformers draws for the new rows is overwritten
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    parameters = _vocabulary_parameters(model)
+    with gathering(list(parameters.values())), torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter[old_size:] = _new_rows(parameter[:old_size], rng.key(seed, name), old_size, vocab_size)
+
+
+def _vocabulary_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Parameters with one row per id; tied ones once."""
+    head = model.get_output_embeddings()
+    candidates = {
+        "embedding": model.get_input_embeddings().weight,
+        "output_embedding": head.weight,
+        "output_bias": getattr(head, "bias", None),
+    }
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in candidates.items():
+        if parameter is not None and not any(parameter is other for other in found.values()):
+            found[name] = parameter
+    return found
+
+
+def _new_rows(old_rows: Tensor, base: int, start: int, stop: int) -> Tensor:
+    if old_rows.dim() == 1:
+        return old_rows.float().mean().to(old_rows.dtype)
+    std_D, mean_D = torch.std_mean(old_rows.float(), dim=0)
+    noise = normal_rows(base, start, stop, old_rows.shape[1])
+    return (mean_D + std_D * torch.from_numpy(noise).to(mean_D)).to(old_rows.dtype)
+
+
+def normal_rows(base: int, start: int, stop: int, width: int) -> np.ndarray:
+    """Standard normal float64 [stop - start, width]; row i is keyed by (base, i) alone. Box and Muller 1958."""
+    row_keys = rng.keys(base, np.arange(start, stop))[:, None]
+    column = np.arange(width)
+    radius = np.sqrt(-2.0 * np.log1p(-rng.uniform(row_keys, 2 * column)))  # 1 - u lies in (0, 1]: the log is finite
+    return radius * np.cos(2.0 * np.pi * rng.uniform(row_keys, 2 * column + 1))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's generators seeded inside, and afterwards as if nothing had been drawn."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

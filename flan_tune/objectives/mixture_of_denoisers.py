@@ -1,0 +1,325 @@
+"""UL2 and UL2R: a long text is cut left to right, and each cut is denoised by a denoiser drawn for it.
+
+Sources: UL2 (Tay et al. 2022, arXiv:2205.05131, section 3.1.2, Table 1) and U-PaLM (Tay et al. 2022,
+arXiv:2210.11399, section 2.3). The layout is decoder-only: one length budget, and a cut becomes
+
+    [BOS] [mode token] inputs | targets EOS            | = prefix_length
+
+R and X denoisers hide spans (denoise.py), S splits the cut into a prefix and its continuation, without sentinels.
+Rates are per example, as in the papers: the chance that a cut gets the denoiser. Denoisers take cuts of different
+lengths, so their shares of the tokens differ (`ul2r` at 2,048: X2 gets 12.5 % of the cuts, 9.9 % of the tokens).
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from flan_tune import rng
+from flan_tune.errors import RecipeError
+from flan_tune.objectives.denoise import corrupt_batch, prefix_splits, random_spans_masks, raw_length
+from flan_tune.objectives.segment import Ids, Segment, joined_ids
+from flan_tune.objectives.span_sampler import Sampler
+
+Kind = Literal["span", "prefix"]
+_LEAST_TOKENS = 2  # one to be given, one to be predicted
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """One denoising task.
+
+    mean_span: mean length of a hidden span in tokens, above 0; None for a prefix denoiser.
+    rate: share of the text that is target; in (0, 1) for spans, in (0, 0.5] for a prefix (its mean).
+    mode: the mode token put before the inputs ("[NLU]", "[NLG]", "[S2S]"), or "" for none.
+
+    Raises: RecipeError for values outside these ranges.
+    """
+
+    name: str
+    mean_span: float | None
+    rate: float
+    mode: str
+    kind: Kind = "span"
+
+    def __post_init__(self) -> None:
+        faults = list(self._faults())
+        if faults:
+            raise RecipeError(*faults)
+
+    def _faults(self) -> list[str]:
+        faults = []
+        highest, wanted = (1.0, "in (0, 1)") if self.kind == "span" else (0.5, "in (0, 0.5] for a prefix")
+        if self.kind not in get_args(Kind):
+            faults.append(f"denoiser {self.name!r}: kind is {self.kind!r}; choose one of {', '.join(get_args(Kind))}.")
+        if not 0 < self.rate <= highest or self.rate == 1:
+            faults.append(f"denoiser {self.name!r}: rate is {self.rate!r}; it must be {wanted}.")
+        if (self.mean_span is None) != (self.kind == "prefix"):
+            faults.append(
+                f"denoiser {self.name!r}: mean_span is {self.mean_span!r} with kind {self.kind!r}; "
+                "a span denoiser needs one, a prefix denoiser has none."
+            )
+        if self.mean_span is not None and not self.mean_span > 0:
+            faults.append(f"denoiser {self.name!r}: mean_span is {self.mean_span!r}; it must be above 0.")
+        return faults
+
+    def lengths(self, budget: int) -> tuple[int, int]:
+        """(raw tokens, sentinels) of a full cut; `budget` has room for one mode token and EOS, not for BOS.
+
+        >>> PRESETS["ul2r"].denoisers[1].lengths(2048)
+        (1860, 93)
+
+        Raises: RecipeError if not even two tokens fit.
+        """
+        if self.mean_span is not None:
+            length = raw_length(budget, self.mean_span, self.rate, "decoder_only")
+            return length.raw, length.spans
+        if budget - 2 < _LEAST_TOKENS:
+            raise RecipeError(f"a budget of {budget} tokens cannot hold a prefix, a target, a mode token and EOS.")
+        return budget - 2, 0
+
+
+class Preset(NamedTuple):
+    """Denoisers and the chance of each."""
+
+    denoisers: tuple[Denoiser, ...]
+    rates: tuple[float, ...]
+
+
+# Our reading of two open points. U-PaLM says of X "mean length of 32 or a corruption rate of up to 50 %": two halves,
+# (32, 0.15) and (3, 0.5). Its S splits uniformly (rate 0.5); Table 1 of UL2 gives S 25 % (its mean span of L/4, once).
+PRESETS: Mapping[str, Preset] = {
+    "ul2": Preset(
+        (
+            Denoiser("R1", 3.0, 0.15, "[NLU]"),
+            Denoiser("R2", 8.0, 0.15, "[NLU]"),
+            Denoiser("S", None, 0.25, "[S2S]", "prefix"),
+            Denoiser("X1", 3.0, 0.5, "[NLG]"),
+            Denoiser("X2", 8.0, 0.5, "[NLG]"),
+            Denoiser("X3", 64.0, 0.15, "[NLG]"),
+            Denoiser("X4", 64.0, 0.5, "[NLG]"),
+        ),
+        (1 / 7,) * 7,
+    ),
+    "ul2r": Preset(
+        (
+            Denoiser("S", None, 0.5, "[S2S]", "prefix"),
+            Denoiser("R", 3.0, 0.15, "[NLU]"),
+            Denoiser("X1", 32.0, 0.15, "[NLG]"),
+            Denoiser("X2", 3.0, 0.5, "[NLG]"),
+        ),
+        (0.5, 0.25, 0.125, 0.125),
+    ),
+}
+
+
+def check_budget(
+    denoisers: Sequence[Denoiser],
+    rates: Sequence[float],
+    max_length: int,
+    *,
+    num_sentinels: int,
+    mode_names: Sequence[str],
+    has_bos: bool,
+) -> list[str]:
+    """All faults of a mixture, each a full sentence; empty if it can run. Needs no data and no tokenizer.
+
+    num_sentinels: size of the pool. mode_names: the mode tokens of the tokenizer, empty = mode tokens off.
+
+    >>> print(check_budget(*PRESETS["ul2r"], 2048, num_sentinels=100, mode_names=[], has_bos=True)[0])
+    ... # doctest: +NORMALIZE_WHITESPACE
+    denoiser 'X2' (mean span 3.0, rate 0.5) needs 256 sentinels at max_length 2048, the pool has 100.
+    Raise the pool to 256, lower max_length to 806, or raise its mean_span.
+    """
+    faults = _rate_faults(denoisers, rates)
+    for denoiser, rate in zip(denoisers, rates, strict=False):
+        if mode_names and denoiser.mode and denoiser.mode not in mode_names:
+            faults.append(
+                f"denoiser {denoiser.name!r} wants the mode token {denoiser.mode!r}, the tokenizer has "
+                f"{', '.join(map(repr, mode_names))}. Add it to the tokenizer, or switch mode tokens off."
+            )
+        if rate > 0:
+            spent = int(has_bos) - int(not (mode_names and denoiser.mode))
+            faults += _length_faults(denoiser, max_length, spent, num_sentinels)
+    return faults
+
+
+def _rate_faults(denoisers: Sequence[Denoiser], rates: Sequence[float]) -> list[str]:
+    faults = []
+    names = [denoiser.name for denoiser in denoisers]
+    if len(names) != len(rates):
+        faults.append(f"{len(names)} denoisers have {len(rates)} rates; give each denoiser one.")
+    if len(set(names)) != len(names):
+        faults.append(f"two denoisers have the same name: {', '.join(names)}. Rename one of them.")
+    if not all(math.isfinite(rate) and rate >= 0 for rate in rates) or not sum(rates) > 0:
+        faults.append(f"the rates of the denoisers are {list(rates)}; none may be negative, one must be above 0.")
+    return faults
+
+
+def _length_faults(denoiser: Denoiser, max_length: int, spent: int, num_sentinels: int) -> list[str]:
+    try:
+        needed = denoiser.lengths(max_length - spent)[1]
+    except RecipeError as error:
+        return [f"denoiser {denoiser.name!r} at max_length {max_length}: {fault}" for fault in error.faults]
+    if needed <= num_sentinels:
+        return []
+    advice = [f"Raise the pool to {needed}", "or raise its mean_span"]
+    least = spent + 6  # the shortest budget raw_length takes; the number of spans grows with the length
+    lengths = range(least, max_length)
+    fitting = least - 1 + bisect.bisect_right(lengths, num_sentinels, key=lambda n: denoiser.lengths(n - spent)[1])
+    if fitting >= least:
+        advice.insert(1, f"lower max_length to {fitting}")
+    return [
+        f"denoiser {denoiser.name!r} (mean span {denoiser.mean_span}, rate {denoiser.rate}) needs {needed} sentinels "
+        f"at max_length {max_length}, the pool has {num_sentinels}. {', '.join(advice)}."
+    ]
+
+
+class _Cut(NamedTuple):
+    """A stretch of a piece and what will be done to it."""
+
+    tokens: Ids
+    denoiser: int
+    mask_key: int
+    number: int
+
+
+class MixtureOfDenoisers:
+    """Turns pieces of text into segments under a mixture of denoisers; holds settings only, no state.
+
+    denoisers, rates: a preset's, or a recipe's own (rates need not sum to 1; 0 = never).
+    max_length: no segment is longer, and a full cut is as long as fits.
+    sentinel_ids: in order of use. mode_ids: name -> id, empty = mode tokens off. bos_id: None = no BOS.
+    sampler: "t5" or "uniform", see denoise.py.
+
+    Raises: RecipeError with all faults `check_budget` finds, or if special ids coincide.
+    """
+
+    def __init__(
+        self,
+        denoisers: Sequence[Denoiser],
+        rates: Sequence[float],
+        max_length: int,
+        sentinel_ids: Sequence[int],
+        mode_ids: Mapping[str, int],
+        bos_id: int | None,
+        eos_id: int,
+        sampler: Sampler = "t5",
+    ) -> None:
+        pool, has_bos = len(sentinel_ids), bos_id is not None
+        faults = check_budget(
+            denoisers, rates, max_length, num_sentinels=pool, mode_names=list(mode_ids), has_bos=has_bos
+        )
+        faults += _id_faults([*sentinel_ids, *mode_ids.values(), eos_id])
+        if faults:
+            raise RecipeError(*faults)
+        self.denoisers, self.max_length, self.sampler = tuple(denoisers), max_length, sampler
+        self.sentinel_ids = np.asarray(sentinel_ids, dtype=np.int32)
+        self.bos_id, self.eos_id = bos_id, eos_id
+        self._mode_id_D = [mode_ids.get(denoiser.mode) for denoiser in denoisers]
+        self._rate_D = np.array([denoiser.rate for denoiser in denoisers])
+        self._mean_span_D = np.array([denoiser.mean_span or np.nan for denoiser in denoisers])
+        self._raw_D = np.array([self._raw_tokens(number, rate) for number, rate in enumerate(rates)], dtype=np.int64)
+        self._cumulative_D = np.cumsum(np.asarray(rates, dtype=np.float64))
+        self._last_possible = max(number for number, rate in enumerate(rates) if rate > 0)
+
+    def _raw_tokens(self, number: int, rate: float) -> int:
+        if rate == 0:
+            return self.max_length  # never drawn, and perhaps without a length that fits
+        budget = self.max_length - (self.bos_id is not None) + (self._mode_id_D[number] is None)
+        return self.denoisers[number].lengths(budget)[0]
+
+    def segments(self, tokens: Ids, key: int) -> tuple[list[Segment], int]:
+        """(segments, skipped tokens) of one piece: every token is in exactly one segment or skipped, in order.
+
+        Cut c draws its denoiser by `rng.key(key, "denoiser", c)` and its mask by `rng.key(key, "mask", c)`, and takes
+        as many tokens as its denoiser fits into `max_length`; the last cut takes what is left. A last cut of one token
+        has no room for a target: it is skipped and counted (so the count is 0 or 1).
+
+        tokens: [length], without special ids. key: 64 bits, the piece's own (seed, purpose, task, epoch, row).
+
+        >>> x = Denoiser("X", 1.5, 0.5, "[NLG]")
+        >>> ids = dict(sentinel_ids=[99, 98], mode_ids={"[NLG]": 90}, bos_id=1, eos_id=2)
+        >>> segments, skipped = MixtureOfDenoisers([x], [1.0], 13, **ids).segments(np.arange(10, 21), key=0)
+        >>> [(s.input_ids.tolist(), s.prefix_length) for s in segments], skipped
+        ([([1, 90, 10, 99, 12, 13, 98, 99, 11, 98, 14, 15, 2], 7), ([1, 90, 16, 17, 18, 99, 99, 19, 20, 2], 6)], 0)
+        """
+        return self.segments_batch([tokens], [key])[0]
+
+    def segments_batch(self, pieces: Sequence[Ids], keys: Sequence[int]) -> list[tuple[list[Segment], int]]:
+        """`segments` of each piece, all cuts denoised together: the same result, sooner for short pieces."""
+        cuts_P = [self._cuts(tokens, key) for tokens, key in zip(pieces, keys, strict=True)]
+        bodies = iter(self._bodies([cut for cuts in cuts_P for cut in cuts]))
+        results = []
+        for tokens, cuts in zip(pieces, cuts_P, strict=True):
+            segments = [self._segment(cut, *next(bodies)) for cut in cuts]
+            results.append((segments, len(tokens) - sum(len(cut.tokens) for cut in cuts)))
+        return results
+
+    def _cuts(self, tokens: Ids, key: int) -> list[_Cut]:
+        most_cuts = -(-len(tokens) // int(self._raw_D.min()))
+        number_C = np.arange(most_cuts)
+        denoiser_C = self._draw_denoisers(rng.keys(rng.key(key, "denoiser"), number_C))
+        mask_key_C = rng.keys(rng.key(key, "mask"), number_C)
+        cuts, start = [], 0
+        for number, (denoiser, mask_key) in enumerate(zip(denoiser_C.tolist(), mask_key_C.tolist(), strict=True)):
+            cut = _Cut(tokens[start : start + int(self._raw_D[denoiser])], denoiser, mask_key, number)
+            if len(cut.tokens) < _LEAST_TOKENS:
+                break
+            cuts.append(cut)
+            start += len(cut.tokens)
+        return cuts
+
+    def _draw_denoisers(self, key_C: rng.U64) -> npt.NDArray[np.int64]:
+        target_C = rng.uniform(key_C) * self._cumulative_D[-1]
+        # Rounding may put a draw at the very end, where a denoiser of rate 0 could stand.
+        denoiser_C: npt.NDArray[np.int64] = np.searchsorted(self._cumulative_D, target_C, side="right")
+        return np.minimum(denoiser_C, self._last_possible)
+
+    def _bodies(self, cuts: list[_Cut]) -> list[tuple[Ids, Ids]]:
+        """(inputs, targets) of each cut, spans and prefixes each in one batch."""
+        bodies: dict[int, tuple[Ids, Ids]] = {}
+        for kind, body_batch in (("span", self._span_bodies), ("prefix", self._prefix_bodies)):
+            places = [place for place, cut in enumerate(cuts) if self.denoisers[cut.denoiser].kind == kind]
+            if places:
+                bodies.update(zip(places, body_batch([cuts[place] for place in places]), strict=True))
+        return [bodies[place] for place in range(len(cuts))]
+
+    def _span_bodies(self, cuts: list[_Cut]) -> list[tuple[Ids, Ids]]:
+        denoiser_C, length_C, key_C = _columns(cuts)
+        rate_C, mean_span_C = self._rate_D[denoiser_C], self._mean_span_D[denoiser_C]
+        masks = random_spans_masks(length_C, rate_C, mean_span_C, key_C, self.sampler)
+        return corrupt_batch([cut.tokens for cut in cuts], masks, self.sentinel_ids)
+
+    def _prefix_bodies(self, cuts: list[_Cut]) -> list[tuple[Ids, Ids]]:
+        denoiser_C, length_C, key_C = _columns(cuts)
+        split_C = prefix_splits(length_C, self._rate_D[denoiser_C], key_C)
+        return [(cut.tokens[:split], cut.tokens[split:]) for cut, split in zip(cuts, split_C.tolist(), strict=True)]
+
+    def _segment(self, cut: _Cut, inputs: Ids, targets: Ids) -> Segment:
+        mode_id = self._mode_id_D[cut.denoiser]
+        ids = joined_ids(self.bos_id, mode_id, inputs, targets, self.eos_id)
+        prefix_length = (self.bos_id is not None) + (mode_id is not None) + len(inputs)
+        return Segment(ids, prefix_length, self.denoisers[cut.denoiser].name, cut.number)
+
+
+def _columns(cuts: list[_Cut]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], rng.U64]:
+    """(denoiser, length, mask key) of the cuts."""
+    return (
+        np.array([cut.denoiser for cut in cuts], dtype=np.int64),
+        np.array([len(cut.tokens) for cut in cuts], dtype=np.int64),
+        np.array([cut.mask_key for cut in cuts], dtype=np.uint64),
+    )
+
+
+def _id_faults(special_ids: list[int]) -> list[str]:
+    repeated = sorted({one for one in special_ids if special_ids.count(one) > 1})
+    if not repeated:
+        return []
+    return [f"sentinels, mode tokens and EOS share the ids {', '.join(map(str, repeated))}. Give each its own."]

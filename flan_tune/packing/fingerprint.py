@@ -1,0 +1,63 @@
+"""The fingerprint of packs: one hash over everything that decides their bytes, kept by part.
+
+The trainer computes it from its recipe and refuses packs with another one; by its parts it can say what changed.
+Computing it opens no rows: sources are known by the hashes of their files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from flan_tune.mixtures.mixture import load_mixture
+from flan_tune.packing.settings import PackSettings
+from flan_tune.packing.store import STORE_FORMAT
+from flan_tune.packing.stream import stream_fingerprint
+from flan_tune.prompts.present import PRESENTATIONS
+from flan_tune.sources.rows import find_data_root
+from flan_tune.tasks import adapters
+from flan_tune.tasks.catalog import load_catalog
+
+
+def fingerprint_parts(settings: PackSettings, tokenizer_fingerprint: str) -> dict[str, str]:
+    """Part name -> hash or plain value, for settings that can be opened.
+
+    Raises: what loading the mixture or finding a source raises.
+    """
+    catalog = load_catalog(settings.task_paths)
+    mixture = load_mixture(settings.mixture, catalog, PRESENTATIONS)
+    root = find_data_root(settings.data_root)
+    return {
+        **stream_fingerprint(mixture, data_root=root, task_paths=settings.task_paths),
+        "adapter code": hashlib.sha256(inspect.getsource(adapters).encode()).hexdigest(),
+        "tokenizer": tokenizer_fingerprint,
+        "objective": json.dumps([settings.objective, settings.preset, settings.denoisers]),
+        "lengths": json.dumps(
+            [settings.max_length, settings.window_examples, settings.too_long, settings.max_segments_per_pack]
+        ),
+        "separator": json.dumps(settings.separator),
+        "data_seed": str(settings.data_seed),
+        "store format": str(STORE_FORMAT),
+    }
+
+
+def join_parts(parts: Mapping[str, str]) -> str:
+    """The fingerprint: a hash over all parts."""
+    return hashlib.sha256(json.dumps(dict(parts), sort_keys=True).encode()).hexdigest()
+
+
+def changed_parts(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Names of the parts that differ."""
+    return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+
+
+def read_parts(directory: Path) -> dict[str, str] | None:
+    """The parts that the packs in `directory` were made from, or None where there are none."""
+    path = directory / "fingerprint.json"
+    if not path.exists():
+        return None
+    parts: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    return parts

@@ -1,0 +1,159 @@
+"""From examples to segments: tokens, what happens to examples that are too long, and the objective.
+
+An example over the budget loses exemplars first (down to zero-shot), then tokens of its inputs from the left or
+the whole example, as the recipe says. Targets are never cut. Everything lost is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from flan_tune.objectives.causal import causal, cut_causal
+from flan_tune.objectives.mixture_of_denoisers import MixtureOfDenoisers
+from flan_tune.objectives.segment import Ids, Segment
+from flan_tune.objectives.supervised import supervised
+from flan_tune.prompts.present import Example
+from flan_tune.rng import key
+from flan_tune.tokens.tokenizer import Tokenizer
+
+
+@dataclass
+class SegmentCounts:
+    """What was lost on the way from examples to segments. `drops` counts per task and reason."""
+
+    drops: dict[str, Counter[str]] = field(default_factory=dict)
+    shots_dropped: int = 0
+    truncated_examples: int = 0
+    truncated_tokens: int = 0
+    skipped_tokens: int = 0
+
+    def drop(self, task: str, reason: str) -> None:
+        self.drops.setdefault(task, Counter())[reason] += 1
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An example as tokens: inputs (separator included) and targets."""
+
+    example: Example
+    inputs: Ids
+    targets: Ids
+
+
+class Encoder:
+    """Encodes examples and makes them fit `max_length`.
+
+    separator: text put between inputs and targets, or 'eos' for the end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, max_length: int, separator: str, too_long: str) -> None:
+        self.tokenizer = tokenizer
+        self.separator = separator
+        self.too_long = too_long
+        self.room = max_length - 1 - (tokenizer.bos_id is not None)  # what inputs and targets may take together
+
+    def encode(self, examples: Sequence[Example], counts: SegmentCounts) -> list[Encoded]:
+        """Every example that fits, in order; the others are counted as dropped."""
+        encoded = self._encode(examples)
+        fitting: list[Encoded] = []
+        for one in encoded:
+            kept = self._fit(one, counts)
+            if kept is not None:
+                fitting.append(kept)
+        return fitting
+
+    def _encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        texts = [example.text() for example in examples]
+        joint = "" if self.separator == "eos" else self.separator
+        inputs = self.tokenizer.encode_batch([shown + joint if shown else "" for shown, _ in texts])
+        targets = self.tokenizer.encode_batch([answer for _, answer in texts])
+        if self.separator == "eos":
+            end = np.array([self.tokenizer.eos_id], dtype=np.int32)
+            inputs = [np.concatenate([ids, end]) if len(ids) else ids for ids in inputs]
+        return [Encoded(*parts) for parts in zip(examples, inputs, targets, strict=True)]
+
+    def _fit(self, one: Encoded, counts: SegmentCounts) -> Encoded | None:
+        if not len(one.inputs) or len(one.inputs) + len(one.targets) <= self.room:
+            return one  # plain text has no inputs: the objective cuts it, nothing is lost
+        shots = one.example.shots
+        while one.example.shots and len(one.inputs) + len(one.targets) > self.room:
+            one = self._encode([one.example.with_shots(one.example.shots - 1)])[0]
+        counts.shots_dropped += shots - one.example.shots
+        over = len(one.inputs) + len(one.targets) - self.room
+        if over <= 0:
+            return one
+        if over >= len(one.inputs):
+            counts.drop(one.example.task, "target too long")
+            return None
+        if self.too_long == "drop":
+            counts.drop(one.example.task, "too long")
+            return None
+        counts.truncated_examples += 1
+        counts.truncated_tokens += over
+        return Encoded(one.example, one.inputs[over:], one.targets)
+
+
+class Objective(Protocol):
+    """Encoded examples to segments, in order; an example may give several (cuts) or none."""
+
+    def segments(self, encoded: Sequence[Encoded], counts: SegmentCounts) -> list[list[Segment]]: ...
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Targets only."""
+
+    tokenizer: Tokenizer
+
+    def segments(self, encoded: Sequence[Encoded], counts: SegmentCounts) -> list[list[Segment]]:
+        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
+        made: list[list[Segment]] = []
+        for one in encoded:
+            if not len(one.targets):
+                counts.drop(one.example.task, "empty target")
+            made.append([supervised(one.inputs, one.targets, bos_id=bos, eos_id=eos)] if len(one.targets) else [])
+        return made
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Every token, inputs too. Plain text is cut left to right; a prompt with its answer is never split."""
+
+    tokenizer: Tokenizer
+    max_length: int
+
+    def segments(self, encoded: Sequence[Encoded], counts: SegmentCounts) -> list[list[Segment]]:
+        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
+        made: list[list[Segment]] = []
+        for one in encoded:
+            tokens = np.concatenate([one.inputs, one.targets])
+            if not len(tokens):
+                counts.drop(one.example.task, "empty text")
+                made.append([])
+            elif len(one.inputs):
+                made.append([causal(tokens, bos_id=bos, eos_id=eos)])
+            else:
+                made.append(cut_causal(tokens, self.max_length, bos, eos))
+        return made
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """UL2R: the whole text of an example, denoised cut by cut."""
+
+    mixture: MixtureOfDenoisers
+    seed: int
+
+    def segments(self, encoded: Sequence[Encoded], counts: SegmentCounts) -> list[list[Segment]]:
+        pieces = [np.concatenate([one.inputs, one.targets]) for one in encoded]
+        keys = [key(self.seed, "denoising", o.example.task, o.example.epoch, o.example.row) for o in encoded]
+        made: list[list[Segment]] = []
+        for segments, skipped in self.mixture.segments_batch(pieces, keys):
+            counts.skipped_tokens += skipped
+            made.append(segments)
+        return made

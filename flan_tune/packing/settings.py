@@ -1,0 +1,32 @@
+"""What decides packs, as plain values: the packing room's view of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """Everything that decides packs. The recipe documents each key; `num_packs` alone is not in the fingerprint.
+
+    special_tokens: arguments of Tokenizer.with_special_tokens, or None.
+    denoisers: a recipe's own list, each {name, kind, rate, mean_span, mode, share}.
+    """
+
+    mixture: str
+    tokenizer_path: str
+    packs_dir: str
+    max_length: int
+    num_packs: int
+    objective: str
+    data_seed: int = 0
+    task_paths: tuple[str, ...] = ()
+    data_root: str | None = None
+    window_examples: int = 10_000
+    too_long: str = "truncate_input"
+    max_segments_per_pack: int = 256
+    separator: str = "\n"
+    special_tokens: dict[str, Any] | None = None
+    preset: str | None = None
+    denoisers: tuple[dict[str, Any], ...] | None = None

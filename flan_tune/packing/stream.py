@@ -1,0 +1,175 @@
+"""The stream of examples: mixture + catalog + rows + prompts, addressed by global index.
+
+Opening a stream opens every source of the mixture and computes the exact schedule; `examples(start, count)` is
+then a pure function. A row that cannot be shown (no rationale, an empty target) is quarantined: another row of the
+same task takes its slot, drawn by (seed, 'replace', slot, attempt).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flan_tune.errors import RowError, SourceError, StreamError
+from flan_tune.mixtures.mixture import Member, Mixture
+from flan_tune.mixtures.schedule import Schedule
+from flan_tune.prompts.present import Example, Presenter
+from flan_tune.prompts.template import load_templates, styles_fingerprint
+from flan_tune.rng import Draws, key
+from flan_tune.sources.rows import TaskRows, open_rows, open_task
+from flan_tune.tasks.card import Task
+
+_ATTEMPTS = 32
+
+
+@dataclass
+class Entry:
+    """One task in one member of the mixture."""
+
+    task: Task
+    presenter: Presenter
+    presentations: dict[str, float]
+    share: float
+
+
+@dataclass
+class StreamCounts:
+    """What happened to rows: per task, by reason."""
+
+    replaced: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def replace(self, task: str, reason: str) -> None:
+        self.replaced.setdefault(task, Counter())[reason] += 1
+
+
+class ExampleStream:
+    """Examples of a mixture by global index.
+
+    Raises: SourceError naming every task whose rows cannot be opened, unless the mixture says `missing: drop`.
+    """
+
+    def __init__(
+        self, mixture: Mixture, *, seed: int, data_root: Path | None, task_paths: tuple[str, ...] = ()
+    ) -> None:
+        self.seed = seed
+        self.mixture = mixture
+        self.dropped: dict[str, str] = {}
+        self._data_root = data_root
+        self._task_paths = task_paths
+        rows = self._open_all()
+        self.entries = [entry for member in mixture for entry in self._member_entries(member, rows)]
+        if not self.entries:
+            raise SourceError("no task of the mixture has any rows.", *self.dropped.values())
+        names = _unique([entry.task.name for entry in self.entries])
+        sizes = [len(entry.presenter.rows) for entry in self.entries]
+        self.schedule = Schedule(names, [entry.share for entry in self.entries], sizes, seed)
+
+    def _open_all(self) -> dict[str, TaskRows]:
+        rows: dict[str, TaskRows] = {}
+        faults = {}
+        for task in self.mixture.tasks():
+            try:
+                rows[task.name] = open_task(task, self.mixture.split, self._data_root)
+            except SourceError as error:
+                faults[task.name] = str(error)
+        if faults and self.mixture.missing == "error":
+            raise SourceError(*missing_message(faults))
+        self.dropped = faults
+        return rows
+
+    def _member_entries(self, member: Member, rows: dict[str, TaskRows]) -> list[Entry]:
+        there = [task for task in member.tasks if task.name in rows]
+        weights = [_examples_share(len(rows[task.name]), member) for task in there]
+        shares = dict(member.presentations or self.mixture.presentations)
+        entries = []
+        for task, weight in zip(there, weights, strict=True):
+            templates = load_templates(task, self._task_paths)
+            presenter = Presenter(rows[task.name], templates, seed=self.seed, shots=self.mixture.shots)
+            if not any(presenter.supports(name) for name in shares):
+                raise StreamError(
+                    f"{task.where}: task {task.name!r} supports none of the presentations {sorted(shares)} that the "
+                    "mixture gives it. Add one, or leave the task out."
+                )
+            entries.append(Entry(task, presenter, shares, member.rate * weight / sum(weights)))
+        return entries
+
+    def examples(self, start: int, count: int, counts: StreamCounts) -> Iterator[Example]:
+        """Examples start .. start+count-1; replacements are counted in `counts`."""
+        draws = self.schedule.draws(start, count)
+        rows = zip(draws.task.tolist(), draws.epoch.tolist(), draws.row.tolist(), strict=True)
+        for offset, (task, epoch, row) in enumerate(rows):
+            yield self._example(self.entries[task], epoch, row, start + offset, counts)
+
+    def _example(self, entry: Entry, epoch: int, row: int, slot: int, counts: StreamCounts) -> Example:
+        presenter = entry.presenter
+        for attempt in range(_ATTEMPTS):
+            try:
+                return presenter.example(row, epoch, presenter.choose(entry.presentations, epoch, row))
+            except RowError as error:
+                counts.replace(entry.task.name, error.reason)
+                row = Draws(key(self.seed, "replace", slot, attempt)).below(len(presenter.rows))
+        reasons = dict(counts.replaced[entry.task.name])
+        raise StreamError(f"task {entry.task.name!r}: {_ATTEMPTS} rows in a row cannot be shown: {reasons}.")
+
+
+def missing_message(faults: dict[str, str]) -> list[str]:
+    """The one message for tasks that cannot be opened."""
+    lines = [f"{len(faults)} task(s) of the mixture cannot be opened:"]
+    lines += [f"  {name}: {fault}" for name, fault in sorted(faults.items())]
+    return [*lines, "Supply their data, leave them out with `exclude`, or write `missing: drop` in the mixture."]
+
+
+def _examples_share(rows: int, member: Member) -> float:
+    """Examples-proportional: min(rows, cap) ** (1 / temperature)."""
+    counted: float = min(rows, member.max_examples or rows) ** (1 / member.temperature)
+    return counted
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The second mention of a task gets '#2', so that its order of rows has a key of its own.
+
+    >>> _unique(["a", "b", "a"])
+    ['a', 'b', 'a#2']
+    """
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return unique
+
+
+def stream_fingerprint(mixture: Mixture, *, data_root: Path | None, task_paths: tuple[str, ...]) -> dict[str, str]:
+    """Hashes of what decides the stream, by part: mixture, cards, wordings, sources. Opens no rows.
+
+    Raises: SourceError as opening the stream would.
+    """
+    cards, wordings, sources, faults = {}, {}, {}, {}
+    for task in mixture.tasks():
+        try:
+            sources[task.name] = open_rows(task, mixture.split, data_root).fingerprint
+        except SourceError as error:
+            faults[task.name] = str(error)
+            continue
+        cards[task.name] = repr((task.shape, task.source, sorted(task.adapt.items()), task.adapter, task.keep))
+        wordings[task.name] = load_templates(task, task_paths).fingerprint
+    if faults and mixture.missing == "error":
+        raise SourceError(*missing_message(faults))
+    members = [
+        ([t.name for t in m.tasks], m.rate, m.max_examples, m.temperature, m.presentations) for m in mixture.members
+    ]
+    whole = (members, dict(mixture.presentations), mixture.shots, mixture.split, mixture.missing)
+    return {
+        "mixture": _hash(repr(whole)),
+        "cards": _hash(json.dumps(cards, sort_keys=True)),
+        "wordings": _hash(json.dumps(wordings, sort_keys=True) + styles_fingerprint()),
+        "sources": _hash(json.dumps(sources, sort_keys=True)),
+    }
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
