@@ -153,7 +153,7 @@ class TrainingSection(_Section):
     """The last learning rate as a share of the peak (linear and cosine)."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear warm-up."""
-    optim: Literal["adamw", "adafactor"] = "adamw"
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor"] = "adamw_torch"
     """Optimiser."""
     weight_decay: float = Field(0.0, ge=0)
     """Not applied to norms and biases."""
@@ -163,8 +163,8 @@ class TrainingSection(_Section):
     """Second-moment decay."""
     adam_epsilon: float = Field(1e-8, gt=0)
     """Added to the denominator."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are clipped to this norm; 0 switches clipping off."""
     bf16: bool = False
     """Compute in bfloat16."""
     gradient_checkpointing: bool = False
@@ -175,7 +175,7 @@ class TrainingSection(_Section):
     """Checkpoints kept."""
     logging_steps: int = Field(10, gt=0)
     """A metrics line every so many steps."""
-    report_to: list[Literal["tensorboard"]] = []
+    report_to: list[Literal["tensorboard", "wandb"]] = []
     """Trackers beside metrics.jsonl, which is always written."""
     seed: int = 0
     """Keys initialisation and dropout; packs have data.data_seed."""

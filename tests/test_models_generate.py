@@ -120,9 +120,9 @@ def test_score_equals_the_full_forward(family: str, attention: str):
     results = score(model, PROMPTS, continuations, attention=attention, batch_size=4)
     for prompt, rest, (likelihood, is_greedy) in zip(PROMPTS, continuations, results, strict=True):
         logits = [last_logits(model, prompt, rest[:i], attention) for i in range(len(rest))]
-        expected = sum(float(l.log_softmax(-1)[token]) for l, token in zip(logits, rest, strict=True))
+        expected = sum(float(one.log_softmax(-1)[token]) for one, token in zip(logits, rest, strict=True))
         assert likelihood == pytest.approx(expected, rel=1e-4, abs=1e-5)
-        assert is_greedy == all(int(l.argmax()) == token for l, token in zip(logits, rest, strict=True))
+        assert is_greedy == all(int(one.argmax()) == token for one, token in zip(logits, rest, strict=True))
     assert results[0][1]
     assert results[2] == (0.0, True)
 

@@ -96,7 +96,8 @@ def write_metrics(path: Path, steps: int, families: bool) -> Path:
         loss = 1.1 + 4.2 * (step / 8 + 1) ** -0.7 + 0.25 * (draw.uniform() - 0.5)
         line = {"step": step, "loss": loss, "learning_rate": 1e-3}
         if families:
-            line |= {f"loss/{name}": loss * (0.6 + 0.2 * i) for i, name in enumerate(("counting", "logic", "strings"))}
+            names = ("counting", "logic", "strings")
+            line["loss_by_family"] = {name: loss * (0.6 + 0.2 * i) for i, name in enumerate(names)}
         lines.append(json.dumps(line))
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -255,9 +256,13 @@ def test_broken_files_are_said_not_raised(tmp_path: Path) -> None:
 
 def test_a_step_logged_twice_counts_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 9.0}\n{"step": 2, "loss": 2.0, "family_loss": {"a": 1}}'
-    )
+    lines = [
+        '{"step": 1, "loss": 3.0}',
+        '{"step": 2, "loss": 9.0}',
+        '{"step": 2, "loss": 2.0, "loss_by_family": {"a": 1, "b": null}}',
+        '{"step": 3, "loss": null}',
+    ]
+    path.write_text("\n".join(lines))
     curves = read_curves(path)
     assert (curves.steps, curves.loss, curves.families) == ([1, 2], [3.0, 2.0], {"a": ([2], [1.0])})
 

@@ -244,13 +244,8 @@ def _find_export_file(path: str | Path, revision: str | None) -> Path | None:
         return local if local.exists() else None
     from transformers.utils import cached_file
 
-    # None, not an error, where the file, the model or the connection is missing: the weights will tell.
-    found = cached_file(
-        str(path),
-        EXPORT_FILE,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    try:
+        found = cached_file(str(path), EXPORT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except OSError:  # no such model, no connection, no access: loading the weights will say which
+        return None
     return None if found is None else Path(found)

@@ -38,8 +38,10 @@ def create_model(
     attn_implementation: str = "auto",
     dtype: torch.dtype = torch.float32,
     building: Building = nullcontext,
+    gathering: Gathering = lambda parameters: nullcontext(),
 ) -> PreTrainedModel:
-    """A new causal model. The same config, seed and versions give the same weights, whatever was drawn before.
+    """A new causal model. The same config, seed and kind of device give the same weights, sharded or not, whatever
+    was drawn before.
 
     config: keys of the family's Hugging Face config, `model_type` among them. The vocabulary is not one of them.
     vocab_size: that of the tokenizer, added tokens included; known before the model is built, so nothing is resized.
@@ -55,7 +57,30 @@ def create_model(
     built = _config_from(config, vocab_size)
     implementation = _implementation(built, attn_implementation)
     with building(), _seeded(rng.key(seed, "model")):
-        return AutoModelForCausalLM.from_config(built, attn_implementation=implementation, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(built, attn_implementation=implementation, dtype=dtype)
+        _initialise(model, seed, gathering)
+    return model
+
+
+@torch.no_grad()
+def _initialise(model: PreTrainedModel, seed: int, gathering: Gathering) -> None:
+    """Draws all weights again, by the family's own rule, each module under its own key.
+
+    transformers draws from one stream, and under ZeRO-3 in another order: the same seed gave another model there.
+    Children come first, and are gathered with their parent, because some families (gpt2) initialise a child's weight
+    over again from its parent.
+    """
+
+    def visit(module: nn.Module, name: str, owner: PreTrainedModel) -> None:
+        owner = module if hasattr(module, "_init_weights") else owner
+        for child_name, child in module.named_children():
+            visit(child, f"{name}.{child_name}", owner)
+        reached = [module, *module.children()]
+        with gathering([p for part in reached for p in part.parameters(recurse=False)]):
+            torch.manual_seed(rng.key(seed, "model", name))
+            owner._init_weights(module)
+
+    visit(model, "", model)
 
 
 def _config_from(config: Mapping[str, Any], vocab_size: int) -> PreTrainedConfig:

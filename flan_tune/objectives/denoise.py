@@ -92,7 +92,7 @@ def raw_length(budget: int, mean_span: float, rate: float, layout: Layout) -> Ra
             f"which takes {needed(2)}. Raise the length."
         )
     result = _described(raw, rate, mean_span)
-    if layout == "encoder_decoder" and rate == 0.5 and result.target > needed(raw) and raw > 2:
+    if layout == "encoder_decoder" and rate == 0.5 and result.target > needed(raw):
         result = _described(raw - 1, rate, mean_span)
     return result
 
@@ -132,7 +132,8 @@ def random_spans_mask(length: int, rate: float, mean_span: float, rng: np.random
     one of FTTFFT, FFTTFT, FTFFTT, FFTFTT, each with probability 1/4.
 
     rng: one 64-bit example key is drawn from it, nothing else.
-    Raises: RecipeError for a rate outside [0, 1] or a mean span not above 0. Rate 0 still hides one token.
+    Raises: RecipeError for a rate outside [0, 1] or a mean span not above 0. Rate 0 still
+    hides one token (T5's mask none, and its example has nothing to learn).
     """
     return random_spans_mask_keyed(length, rate, mean_span, example_key(rng))
 
@@ -178,16 +179,15 @@ def _flat_masks(
         raise RecipeError(f"the span sampler is {sampler!r}; choose one of {', '.join(get_args(Sampler))}.")
     if key_R.shape != length_R.shape:
         raise ValueError(f"{len(length_R)} lengths need as many keys, got {len(key_R)}")
+    rate_R, mean_span_R = np.broadcast_to(rate, length_R.shape), np.broadcast_to(mean_span, length_R.shape)
     has_noise_R = length_R >= 2
-    mask_T = np.zeros(int(length_R.sum()), dtype=bool)
-    if has_noise_R.any():
-        rate_R, span_R = (np.broadcast_to(value, length_R.shape)[has_noise_R] for value in (rate, mean_span))
-        noise_R, num_spans_R = span_counts(length_R[has_noise_R], rate_R, span_R)
-        clean_R = length_R[has_noise_R] - noise_R
-        mask_T[np.repeat(has_noise_R, length_R)] = draw_spans(
-            noise_R, clean_R, num_spans_R, key_R[has_noise_R], sampler
-        )
-    return mask_T
+    if not has_noise_R.all():
+        mask_T = np.zeros(int(length_R.sum()), dtype=bool)
+        some = (length_R[has_noise_R], rate_R[has_noise_R], mean_span_R[has_noise_R], key_R[has_noise_R])
+        mask_T[np.repeat(has_noise_R, length_R)] = _flat_masks(*some, sampler) if has_noise_R.any() else False
+        return mask_T
+    noise_R, num_spans_R = span_counts(length_R, rate_R, mean_span_R)
+    return draw_spans(noise_R, length_R - noise_R, num_spans_R, key_R, sampler)
 
 
 def _rows(flat: npt.NDArray[Any], length_R: I64) -> list[npt.NDArray[Any]]:
@@ -301,7 +301,7 @@ def restore(inputs: Ids, targets: Ids, sentinels: Sequence[int] | Ids) -> Ids:
     Raises: RowError "sentinels do not match" if inputs and targets do not hold the same sentinels in the same order,
     or the targets do not begin with one.
     """
-    pool = np.asarray(sentinels, dtype=np.int64)
+    inputs, targets, pool = np.asarray(inputs), np.asarray(targets), np.asarray(sentinels, dtype=np.int64)
     is_sentinel, is_target_sentinel = np.isin(inputs, pool), np.isin(targets, pool)
     wanted, found = inputs[is_sentinel], targets[is_target_sentinel]
     if not np.array_equal(wanted, found) or (len(targets) and not is_target_sentinel[0]):

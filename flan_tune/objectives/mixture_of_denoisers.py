@@ -8,6 +8,8 @@ arXiv:2210.11399, section 2.3). The layout is decoder-only: one length budget, a
 R and X denoisers hide spans (denoise.py), S splits the cut into a prefix and its continuation, without sentinels.
 Rates are per example, as in the papers: the chance that a cut gets the denoiser. Denoisers take cuts of different
 lengths, so their shares of the tokens differ (`ul2r` at 2,048: X2 gets 12.5 % of the cuts, 9.9 % of the tokens).
+
+Shape suffixes: P pieces, C cuts (of all pieces one after the other), D denoisers.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -29,6 +32,7 @@ from flan_tune.objectives.span_sampler import Sampler
 
 Kind = Literal["span", "prefix"]
 _LEAST_TOKENS = 2  # one to be given, one to be predicted
+_CUTS_AT_ONCE = 32  # bounds memory, and 32 cuts of 2,048 tokens still fit a core's cache; more are slower
 
 
 @dataclass(frozen=True)
@@ -254,21 +258,37 @@ class MixtureOfDenoisers:
 
     def segments_batch(self, pieces: Sequence[Ids], keys: Sequence[int]) -> list[tuple[list[Segment], int]]:
         """`segments` of each piece, all cuts denoised together: the same result, sooner for short pieces."""
-        cuts_P = [self._cuts(tokens, key) for tokens, key in zip(pieces, keys, strict=True)]
-        bodies = iter(self._bodies([cut for cuts in cuts_P for cut in cuts]))
+        cuts_P = self._cuts_of_pieces(pieces, keys)
+        cuts_C = [cut for cuts in cuts_P for cut in cuts]
+        batches = (cuts_C[start : start + _CUTS_AT_ONCE] for start in range(0, len(cuts_C), _CUTS_AT_ONCE))
+        bodies = (body for batch in batches for body in self._bodies(batch))
         results = []
         for tokens, cuts in zip(pieces, cuts_P, strict=True):
             segments = [self._segment(cut, *next(bodies)) for cut in cuts]
             results.append((segments, len(tokens) - sum(len(cut.tokens) for cut in cuts)))
         return results
 
-    def _cuts(self, tokens: Ids, key: int) -> list[_Cut]:
-        most_cuts = -(-len(tokens) // int(self._raw_D.min()))
-        number_C = np.arange(most_cuts)
-        denoiser_C = self._draw_denoisers(rng.keys(rng.key(key, "denoiser"), number_C))
-        mask_key_C = rng.keys(rng.key(key, "mask"), number_C)
-        cuts, start = [], 0
-        for number, (denoiser, mask_key) in enumerate(zip(denoiser_C.tolist(), mask_key_C.tolist(), strict=True)):
+    def _cuts_of_pieces(self, pieces: Sequence[Ids], keys: Sequence[int]) -> list[list[_Cut]]:
+        """The cuts of each piece; draws are made for as many as there could be, all pieces together."""
+        most_P = np.array([-(-len(tokens) // int(self._raw_D.min())) for tokens in pieces], dtype=np.int64)
+        end_P = np.cumsum(most_P)
+        number_C = np.arange(most_P.sum()) - np.repeat(end_P - most_P, most_P)
+
+        def keys_of_cuts(purpose: str) -> rng.U64:
+            key_P = np.array([rng.key(key, purpose) for key in keys], dtype=np.uint64)
+            return rng.keys(np.repeat(key_P, most_P), number_C)
+
+        denoisers = self._draw_denoisers(keys_of_cuts("denoiser")).tolist()
+        mask_keys = keys_of_cuts("mask").tolist()
+        return [
+            self._cuts(tokens, denoisers[start:end], mask_keys[start:end])
+            for tokens, (start, end) in zip(pieces, pairwise([0, *end_P.tolist()]), strict=True)
+        ]
+
+    def _cuts(self, tokens: Ids, denoisers: list[int], mask_keys: list[int]) -> list[_Cut]:
+        cuts: list[_Cut] = []
+        start = 0
+        for number, (denoiser, mask_key) in enumerate(zip(denoisers, mask_keys, strict=True)):
             cut = _Cut(tokens[start : start + int(self._raw_D[denoiser])], denoiser, mask_key, number)
             if len(cut.tokens) < _LEAST_TOKENS:
                 break

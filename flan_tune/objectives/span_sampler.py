@@ -30,6 +30,8 @@ def draw_spans(noise_R: I64, clean_R: I64, num_spans_R: I64, key_R: rng.U64, sam
     "uniform": a row may also begin with noise and end clean; spans never touch.
     Every row needs 1 <= spans <= min(noise, clean).
     """
+    if not len(num_spans_R):
+        return np.zeros(0, dtype=bool)
     return (_t5_masks if sampler == "t5" else _uniform_masks)(noise_R, clean_R, num_spans_R, key_R)
 
 

@@ -20,8 +20,8 @@ GROUP_TITLES = {SEEN: "Tasks seen in training (new questions)", HELD_OUT: "Tasks
 class StageFiles:
     """What one training stage left behind; None for what it did not.
 
-    metrics_jsonl: one object per logged step, with `step` and `loss`, and the loss of each family of tasks either
-        as keys `loss/<family>` or as one object `family_loss`.
+    metrics_jsonl: one object per logged step, with `step`, `loss` and, if there are families of tasks,
+        `loss_by_family` {family: loss}. A loss of null (all its packs were skipped) is left out.
     manifest_json: the manifest of its packs. status_json: {"state", "message"}.
     """
 
@@ -118,10 +118,9 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _family_losses(row: Mapping[str, Any]) -> dict[str, float]:
-    nested = row.get("family_loss")
-    found = dict(nested) if isinstance(nested, dict) else {}
-    found.update({name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/")})
-    return {name: float(value) for name, value in found.items() if _is_number(value)}
+    families = row.get("loss_by_family")
+    found = families if isinstance(families, dict) else {}
+    return {str(name): float(loss) for name, loss in found.items() if _is_number(loss)}
 
 
 def _is_number(value: Any) -> bool:

@@ -8,6 +8,7 @@ loss_sum * world_size / N_global gives the gradient of sum / N_global.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -44,6 +45,8 @@ class DeepSpeedEngine(Engine):
         self._config: dict[str, Any] = accelerator.state.deepspeed_plugin.deepspeed_config
         self.stage = int(self._config["zero_optimization"]["stage"])
         _check_config(self._config, self.stage)
+        # deepspeed 0.19.8 calls collectives by names that torch 2.13 calls old; one line per call and rank otherwise.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
     def building(self) -> AbstractContextManager[None]:
         # Nothing to enter: transformers itself enters zero.Init for what it builds while a ZeRO-3 Accelerator is alive.

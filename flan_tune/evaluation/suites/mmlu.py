@@ -68,7 +68,8 @@ def _question(row: Row) -> str:
 
 def _answer(row: Row) -> str:
     if len(row["choices"]) != len(LETTERS) or not 0 <= row["answer"] < len(LETTERS):
+        found = f"{len(row['choices'])} choices and the answer {row['answer']}"
         raise ScoreError(
-            f"suite 'mmlu': {row['question']!r} has {len(row['choices'])} choices, answer {row['answer']}."
+            f"suite 'mmlu': {row['question']!r} has {found}; four choices and an answer in [0, 4) are wanted."
         )
     return LETTERS[row["answer"]]

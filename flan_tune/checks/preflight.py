@@ -1,0 +1,168 @@
+"""Preflight: everything about a recipe that can be wrong before any row is rendered or any GPU is touched.
+
+`check_recipe` collects the faults of the recipe, of its mixture and cards, of the sources that cannot be opened and
+of denoisers that do not fit, and returns them together. `flan-tune check`, `prepare` and the trainer run it first.
+`pack_settings` is where a recipe becomes the plain values the packing room takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flan_tune.errors import CardError, FlanTuneError, RecipeError, SourceError
+from flan_tune.mixtures.mixture import Mixture, read_mixture
+from flan_tune.objectives.mixture_of_denoisers import check_budget
+from flan_tune.packing.compile import chosen_denoisers
+from flan_tune.packing.settings import PackSettings
+from flan_tune.packing.stream import missing_message
+from flan_tune.prompts.present import PRESENTATIONS
+from flan_tune.prompts.template import load_templates
+from flan_tune.recipe import Recipe, RecipeSource, check_source, read_source
+from flan_tune.sources.rows import find_data_root, open_rows
+from flan_tune.tasks.catalog import Catalog, load_catalog
+from flan_tune.tokens.tokenizer import MODE_TOKENS
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the preflight found. `recipe` is None if the file itself is wrong; `notes` are not faults."""
+
+    recipe: Recipe | None
+    faults: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def require(self) -> Recipe:
+        """The recipe. Raises: RecipeError with all faults if there are any."""
+        if self.faults or self.recipe is None:
+            raise RecipeError(*self.faults)
+        return self.recipe
+
+
+def check_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Checked:
+    """All faults of a recipe and of what it names; opens no rows, imports no torch."""
+    source = read_source(path, overrides)
+    recipe, faults = check_source(source)
+    catalog = _read_catalog(source, faults)
+    mixture = _read_mixture(source, catalog, faults) if catalog is not None else None
+    if mixture is not None:
+        faults += _source_faults(source, mixture)
+        faults += _wording_faults(source, mixture)
+    if recipe is None:
+        return Checked(None, tuple(faults))
+    faults += _objective_faults(recipe, source)
+    return Checked(recipe, tuple(faults), tuple(_notes(recipe)))
+
+
+def _data_value(source: RecipeSource, key: str) -> object:
+    data = source.data.get("data")
+    return data.get(key) if isinstance(data, dict) else None
+
+
+def _read_catalog(source: RecipeSource, faults: list[str]) -> Catalog | None:
+    paths = _data_value(source, "task_paths")
+    try:
+        return load_catalog([str(p) for p in paths] if isinstance(paths, list) else [])
+    except CardError as error:
+        faults += error.faults
+        return None
+
+
+def _read_mixture(source: RecipeSource, catalog: Catalog, faults: list[str]) -> Mixture | None:
+    path = _data_value(source, "mixture")
+    if not isinstance(path, str):
+        return None  # the recipe's own check says so
+    if not Path(path).exists():
+        faults.append(f"{source.at('data', 'mixture')}: there is no mixture file {path!r}. Check the path.")
+        return None
+    mixture, found = read_mixture(path, catalog, PRESENTATIONS)
+    faults += found
+    return mixture
+
+
+def _source_faults(source: RecipeSource, mixture: Mixture) -> list[str]:
+    root_value = _data_value(source, "data_root")
+    try:
+        root = find_data_root(root_value if isinstance(root_value, str) else None)
+    except SourceError as error:
+        return list(error.faults)
+    if root is None and any(task.source.kind == "hub" for task in mixture.tasks()):
+        return []  # finding out would download; prepare says what it cannot load
+    missing = {}
+    for task in mixture.tasks():
+        try:
+            open_rows(task, mixture.split, root)
+        except FlanTuneError as error:
+            missing[task.name] = str(error)
+    if missing and (mixture.missing == "error" or len(missing) == len(mixture.tasks())):
+        return missing_message(missing)
+    return []
+
+
+def _wording_faults(source: RecipeSource, mixture: Mixture) -> list[str]:
+    paths = _data_value(source, "task_paths")
+    faults: dict[str, None] = {}  # in order, each once: many tasks share a set
+    for task in mixture.tasks():
+        try:
+            load_templates(task, [str(p) for p in paths] if isinstance(paths, list) else [])
+        except CardError as error:
+            faults.update(dict.fromkeys(error.faults))
+    return list(faults)
+
+
+def _objective_faults(recipe: Recipe, source: RecipeSource) -> list[str]:
+    if recipe.objective.kind != "mixture_of_denoisers":
+        return []
+    try:
+        denoisers, rates = chosen_denoisers(pack_settings(recipe))
+    except RecipeError as error:
+        return [f"{source.at('objective', 'denoisers')}: {fault}" for fault in error.faults]
+    special = recipe.tokenizer.special_tokens
+    if special is None:
+        return []  # the tokenizer of an earlier stage decides; prepare checks against it
+    modes = MODE_TOKENS if special.mode_tokens else ()
+    found = check_budget(
+        denoisers,
+        rates,
+        recipe.data.max_length,
+        num_sentinels=special.num_sentinels,
+        mode_names=modes,
+        has_bos=True,
+    )
+    return [f"{source.at('objective')}: {fault}" for fault in found]
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    notes = []
+    tokenizer = recipe.tokenizer_path
+    if recipe.tokenizer.train is not None and not Path(tokenizer).exists():
+        notes.append(f"the tokenizer will be trained into {tokenizer}.")
+    name = recipe.model.model_name_or_path
+    if name and name.startswith(("runs/", "./", "/")) and not Path(name).exists():
+        notes.append(f"the model {name} is not there yet; an earlier stage must make it.")
+    return notes
+
+
+def pack_settings(recipe: Recipe, packs_dir: str | None = None) -> PackSettings:
+    """What decides the packs of a recipe. `packs_dir` replaces the recipe's own."""
+    data, objective = recipe.data, recipe.objective
+    special = recipe.tokenizer.special_tokens
+    return PackSettings(
+        mixture=data.mixture,
+        tokenizer_path=recipe.tokenizer_path,
+        packs_dir=str(packs_dir or recipe.packs_dir),
+        max_length=data.max_length,
+        num_packs=recipe.num_packs,
+        objective=objective.kind,
+        data_seed=data.data_seed,
+        task_paths=tuple(data.task_paths),
+        data_root=data.data_root,
+        window_examples=data.window_examples,
+        too_long=data.too_long,
+        max_segments_per_pack=data.max_segments_per_pack,
+        separator=data.separator,
+        special_tokens=special.model_dump() if special else None,
+        preset=objective.preset,
+        denoisers=tuple(d.model_dump() for d in objective.denoisers) if objective.denoisers else None,
+    )

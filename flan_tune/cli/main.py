@@ -1,0 +1,255 @@
+"""The `flan-tune` command. Each command's work lives in its own module here and is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flan_tune.errors import EXIT_WRONG_INPUT, FlanTuneError
+
+app = typer.Typer(
+    help="Instruction tuning with Flan mixtures and UL2R: registry, packs, ZeRO-3 training, evaluation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tasks_app = typer.Typer(help="The registry of tasks: list, show.", no_args_is_help=True)
+mixture_app = typer.Typer(help="Mixtures: show.", no_args_is_help=True)
+checkpoint_app = typer.Typer(help="Checkpoints of a run: list, verify.", no_args_is_help=True)
+app.add_typer(tasks_app, name="tasks")
+app.add_typer(mixture_app, name="mixture")
+app.add_typer(checkpoint_app, name="checkpoint")
+
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe YAML.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides: section.key=value.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+TaskPaths = Annotated[list[Path] | None, typer.Option("--task-path", help="Folder with cards of your own.")]
+DataRoot = Annotated[str | None, typer.Option("--data-root", help="Data in the hub's layout; else FLAN_TUNE_DATA.")]
+
+
+@app.command()
+def check(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Find everything wrong with a recipe before any data is read: one message, all faults."""
+    from flan_tune.cli.recipe_commands import check_command
+
+    raise typer.Exit(check_command(recipe, overrides or [], as_json=as_json))
+
+
+@app.command()
+def prepare(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    packs: Annotated[str | None, typer.Option("--packs", help="Folder for the packs (recipe: data.packs_dir).")] = None,
+    num_proc: Annotated[int, typer.Option("--num-proc", min=1, help="Local processes.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Render, tokenise and pack the examples of a recipe. Goes on where an interrupted run stopped."""
+    from flan_tune.cli.recipe_commands import prepare_command
+
+    prepare_command(recipe, overrides or [], packs=packs, num_proc=num_proc, as_json=as_json)
+
+
+@app.command()
+def inspect(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    pack: Annotated[int | None, typer.Option("--pack", min=0, help="Pack number.")] = None,
+    step: Annotated[int | None, typer.Option("--step", min=0, help="All packs of one step, in short.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="The first pack that holds this task.")] = None,
+    packs: Annotated[str | None, typer.Option("--packs", help="Folder of the packs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a pack: segments, inputs and targets told apart, provenance."""
+    from flan_tune.cli.inspect import inspect_command
+
+    inspect_command(recipe, overrides or [], pack=pack, step=step, task=task, packs=packs, as_json=as_json)
+
+
+@app.command()
+def run(
+    pipeline: Annotated[Path, typer.Argument(help="Pipeline YAML.")],
+    as_json: Json = False,
+) -> None:
+    """Run the stages of a pipeline: finished ones are skipped, an interrupted one is resumed."""
+    from flan_tune.cli.pipeline import run_command
+
+    raise typer.Exit(run_command(pipeline, as_json=as_json))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="A prompt; else one per line from stdin.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    mode_token: Annotated[
+        str | None, typer.Option("--mode-token", help="[S2S], [NLU] or [NLG] before the prompt.")
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Answer prompts with an exported model, attending as it was trained (a prefix-LM reads its prompt both ways)."""
+    from flan_tune.cli.generate import generate_command
+
+    generate_command(
+        model,
+        prompt or [],
+        max_new_tokens=max_new_tokens,
+        mode_token=mode_token,
+        temperature=temperature,
+        seed=seed,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
+    suites: Annotated[
+        str, typer.Option("--suites", help="procedural, gsm8k, mmlu; several with commas.")
+    ] = "procedural",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows per task (procedural) or per suite.")] = 50,
+    shots: Annotated[int, typer.Option("--shots", min=0, help="Exemplars, for gsm8k and mmlu.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    seen_by: Annotated[
+        list[Path] | None, typer.Option("--seen-by", help="Recipe whose draws are removed from procedural rows.")
+    ] = None,
+    data_root: DataRoot = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Folder for results.json and samples.jsonl.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model by lm-evaluation-harness; every score with n and its standard error."""
+    from flan_tune.cli.evaluate import evaluate_command
+
+    evaluate_command(
+        model,
+        suites.split(","),
+        rows=rows,
+        shots=shots,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seen_by=seen_by or [],
+        data_root=data_root,
+        output=output,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def report(
+    pipeline: Annotated[Path, typer.Argument(help="Pipeline YAML whose results are there.")],
+    output: Annotated[Path | None, typer.Option("--output", help="HTML file.")] = None,
+) -> None:
+    """Write the one-file HTML report of a pipeline's results."""
+    from flan_tune.cli.pipeline import report_command
+
+    report_command(pipeline, output)
+
+
+@tasks_app.command("list")
+def tasks_list(
+    family: Annotated[str | None, typer.Option("--family", help="Also procedural, variant, evaluation.")] = None,
+    category: Annotated[str | None, typer.Option("--category")] = None,
+    task_path: TaskPaths = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """List the tasks, by default those of the four families of the Flan collection."""
+    from flan_tune.cli.tasks import list_command
+
+    list_command(family, category, [str(p) for p in task_path or []], data_root, as_json=as_json)
+
+
+@tasks_app.command("show")
+def tasks_show(
+    name: Annotated[str, typer.Argument(help="Task name; a published name works too.")],
+    index: Annotated[int, typer.Option("--index", min=0, help="Row number.")] = 0,
+    split: Annotated[str, typer.Option("--split")] = "train",
+    style: Annotated[str, typer.Option("--style", help="zero-shot, few-shot, cot, cot-few-shot, ...")] = "zero-shot",
+    shots: Annotated[int | None, typer.Option("--shots", min=0)] = None,
+    template: Annotated[str, typer.Option("--template", help="Template id.")] = "",
+    no_options: Annotated[bool, typer.Option("--no-options")] = False,
+    task_path: TaskPaths = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Print the exact text of one row, inputs and targets told apart."""
+    from flan_tune.cli.tasks import show_command
+
+    show_command(
+        name,
+        index=index,
+        split=split,
+        style=style,
+        shots=shots,
+        template=template,
+        no_options=no_options,
+        task_paths=[str(p) for p in task_path or []],
+        data_root=data_root,
+        as_json=as_json,
+    )
+
+
+@mixture_app.command("show")
+def mixture_show(
+    file: Annotated[Path, typer.Argument(help="Mixture YAML.")],
+    task_path: TaskPaths = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Print the share, rows and family of every task of a mixture."""
+    from flan_tune.cli.tasks import mixture_command
+
+    mixture_command(file, [str(p) for p in task_path or []], data_root, as_json=as_json)
+
+
+@checkpoint_app.command("list")
+def checkpoint_list(
+    output_dir: Annotated[Path, typer.Argument(help="output_dir of a run.")], as_json: Json = False
+) -> None:
+    """List the checkpoints of a run and whether each is complete."""
+    from flan_tune.cli.checkpoints import list_command
+
+    list_command(output_dir, as_json=as_json)
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(output_dir: Annotated[Path, typer.Argument(help="output_dir of a run.")]) -> None:
+    """Compare every file of every checkpoint with its recorded SHA-256."""
+    from flan_tune.cli.checkpoints import verify_command
+
+    raise typer.Exit(verify_command(output_dir))
+
+
+def main() -> None:
+    """Runs the command; a user's mistake ends in one message and exit code 1, never in a traceback."""
+    try:
+        app()
+    except FlanTuneError as error:
+        print(str(error), file=sys.stderr)
+        sys.exit(EXIT_WRONG_INPUT)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(
+            f"{error.filename or 'writing'}: {error.strerror}. Free some space and run the command again; "
+            "finished work is kept.",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_WRONG_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+
+
+_DISK_ERRORS = (28, 122)  # no space left on device, quota exceeded
+
+
+if __name__ == "__main__":
+    main()
