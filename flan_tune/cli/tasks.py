@@ -104,7 +104,7 @@ def mixture_command(file: Path, task_paths: Sequence[str], data_root: str | None
     mixture = load_mixture(file, catalog, PRESENTATIONS)
     stream = ExampleStream(mixture, seed=0, data_root=find_data_root(data_root), task_paths=tuple(task_paths))
     total = sum(entry.share for entry in stream.entries)
-    records = [
+    records: list[dict[str, Any]] = [
         {
             "name": entry.task.name,
             "family": entry.task.family,
@@ -117,6 +117,6 @@ def mixture_command(file: Path, task_paths: Sequence[str], data_root: str | None
     if as_json:
         print(json.dumps({"tasks": records, "left_out": dict(mixture.left_out), "dropped": stream.dropped}))
         return
-    for record in sorted(records, key=lambda r: (r["family"], -float(r["share"]))):
+    for record in sorted(records, key=lambda r: (r["family"], -r["share"])):
         print(f"{record['name']:58s} {record['family']:10s} {record['share']:8.4%} {record['rows']:>9,} rows")
     print(f"{len(records)} tasks; {len(mixture.left_out)} left out, {len(stream.dropped)} without data")

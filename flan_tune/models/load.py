@@ -70,9 +70,10 @@ def _initialise(model: PreTrainedModel, seed: int, gathering: Gathering) -> None
     Children come first, and are gathered with their parent, because some families (gpt2) initialise a child's weight
     over again from its parent.
     """
+    from transformers import PreTrainedModel
 
     def visit(module: nn.Module, name: str, owner: PreTrainedModel) -> None:
-        owner = module if hasattr(module, "_init_weights") else owner
+        owner = module if isinstance(module, PreTrainedModel) else owner
         for child_name, child in module.named_children():
             visit(child, f"{name}.{child_name}", owner)
         reached = [module, *module.children()]

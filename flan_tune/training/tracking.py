@@ -1,4 +1,4 @@
-"""What a run tells the world: metrics.jsonl, TensorBoard or W&B, the progress line, status.json.
+"""What a run tells the world: metrics.jsonl, TensorBoard or W&B, the progress line, status.json, the recipe.
 
 Only rank 0 speaks. What the numbers mean is decided in loop.py and tally.py; here they are only written down.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from flan_tune.errors import FlanTuneError, RecipeError, StreamError, did_you_mean
@@ -19,6 +20,7 @@ from flan_tune.packing.store import write_json
 
 METRICS_FILE = "metrics.jsonl"
 STATUS_FILE = "status.json"
+RECIPE_FILE = "recipe.resolved.yaml"
 STATES = ("running", "done", "wrong_input", "requeue", "failed")
 TRACKERS = ("tensorboard", "wandb")
 
@@ -195,3 +197,51 @@ def progress_line(values: dict[str, Any], max_steps: int) -> str:
         parts += [f"ETA {left}"]
     parts += [f"{name} {value:.4f}" for name, value in values.get("hooks", {}).items()]
     return " | ".join(parts)
+
+
+class Journal:
+    """Everything rank 0 writes down while steps go by; on other ranks it does nothing.
+
+    resumed_step: updates done before; later lines of an earlier attempt are removed.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        *,
+        is_main: bool,
+        resumed_step: int,
+        max_steps: int,
+        report_to: Sequence[str],
+        resolved_recipe: str,
+    ) -> None:
+        self._is_main = is_main
+        self._output_dir = output_dir
+        self._max_steps = max_steps
+        if is_main:
+            self._metrics = MetricsFile(output_dir, resumed_step)
+            (output_dir / RECIPE_FILE).write_text(resolved_recipe, encoding="utf-8")
+            self._trackers = Trackers(report_to, output_dir, resumed_step)
+            self._progress = Progress(max_steps)
+            self._write_running(resumed_step)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Writes one line of metrics everywhere."""
+        if self._is_main:
+            self._metrics.write(line)
+            self._trackers.write(line)
+            self._progress.update(line)
+            self._write_running(line["step"])
+
+    def _write_running(self, step: int) -> None:
+        write_status(self._output_dir, "running", step, f"{step} of {self._max_steps} steps done")
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._is_main:
+            self._progress.close()
+            self._trackers.close()

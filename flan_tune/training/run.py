@@ -1,0 +1,190 @@
+"""One training run: what its steps share, how it begins, where it goes on from, how it is saved.
+
+    prepare   divide the batch, check the packs, build the model, hand it to the engine, probe it for leaks
+    resume    the newest checkpoint that verifies
+    save      a checkpoint of where the run is
+
+The steps themselves, and the end, are in loop.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from flan_tune.errors import RecipeError, StreamError
+from flan_tune.models.forward import attn_implementation_of
+from flan_tune.models.loss import TargetLoss
+from flan_tune.models.probe import leak_probe
+from flan_tune.training import checkpoint
+from flan_tune.training.batches import BatchReader, Packs, derive_shape
+from flan_tune.training.engine import BatchShape, Engine
+from flan_tune.training.optim import create_optimizer
+from flan_tune.training.settings import BuildModel, TrainSettings
+from flan_tune.training.tally import Tally, num_elements
+
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+@dataclass
+class Run:
+    """What the functions below share. `step` counts updates done."""
+
+    settings: TrainSettings
+    packs: Packs
+    engine: Engine
+    shape: BatchShape
+    module: TargetLoss
+    reader: BatchReader
+    tally: Tally
+    step: int = 0
+    saved_step: int = -1
+    skipped_packs: list[int] = field(default_factory=list)
+    skips_in_a_row: int = 0
+
+    def say(self, text: str) -> None:
+        """Prints a line, on rank 0."""
+        if self.engine.group.is_main:
+            print(text, flush=True)
+
+
+def prepare(settings: TrainSettings, packs: Packs, build_model: BuildModel, engine: Engine, pad_id: int) -> Run:
+    """A run at step 0, checked as far as can be. Collective.
+
+    Raises: StreamError if the batch does not divide or the packs do not suffice, before the model is built; RecipeError
+        if the model sees across segments.
+    """
+    group = engine.group
+    shape = derive_shape(settings.global_batch_size, settings.per_device_train_batch_size, group.world_size)
+    check_packs(settings, packs)
+    families, family_of_task = _families(packs)
+    reader = BatchReader(
+        packs,
+        shape,
+        group.rank,
+        group.world_size,
+        pad_id,
+        settings.attention,
+        settings.loss_normalization,
+        family_of_task,
+    )
+    model = build_model(engine)
+    if settings.gradient_checkpointing:
+        _enable_checkpointing(model)
+    module = TargetLoss(model)
+    engine.prepare(module, lambda m, is_flat: _optimizer(settings, m, is_flat), shape, settings.max_grad_norm)
+    run = Run(settings, packs, engine, shape, module, reader, Tally(families, group))
+    run.say(batch_arithmetic(settings, packs, shape, group.world_size))
+    _probe(run)
+    return run
+
+
+def _enable_checkpointing(model: Any) -> None:
+    keywords = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # transformers 5.23 deprecates the other name
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=keywords)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
+
+
+def check_packs(settings: TrainSettings, packs: Packs) -> None:
+    """Raises StreamError unless the packs suffice for the run: none is used twice, silently or otherwise."""
+    needed = settings.max_steps * settings.global_batch_size
+    if needed > packs.num_packs:
+        raise StreamError(
+            f"the run needs {needed} packs ({settings.max_steps} steps x global_batch_size "
+            f"{settings.global_batch_size}), the store has {packs.num_packs}. Set max_steps to "
+            f"{packs.num_packs // settings.global_batch_size} or less, or prepare more: set num_packs to {needed} and "
+            "run `flan-tune prepare` again."
+        )
+
+
+def _families(packs: Packs) -> tuple[tuple[str, ...], np.ndarray]:
+    of_task = [str(task["family"]) for task in packs.manifest["tasks"]]
+    names = tuple(sorted(set(of_task)))
+    return names, np.array([names.index(name) for name in of_task], dtype=np.int64)
+
+
+def _optimizer(settings: TrainSettings, module: torch.nn.Module, is_partitioned: bool) -> torch.optim.Optimizer:
+    return create_optimizer(
+        module,
+        optim=settings.optim,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        epsilon=settings.adam_epsilon,
+        is_partitioned=is_partitioned,
+    )
+
+
+def batch_arithmetic(settings: TrainSettings, packs: Packs, shape: BatchShape, world_size: int) -> str:
+    """One sentence with units: how a step is made of packs, and how many packs the run takes."""
+    length, size = int(packs.manifest["max_length"]), settings.global_batch_size
+    return (
+        f"a step = {size} packs = {world_size} processes x {shape.micro_batch_packs} packs at once x "
+        f"{shape.accumulation} micro-steps = {size * length:,} positions ({length:,} per pack); "
+        f"{settings.max_steps} steps = {settings.max_steps * size} of {packs.num_packs} packs"
+    )
+
+
+def _probe(run: Run) -> None:
+    model = run.module.model
+    implementation, size = attn_implementation_of(model), int(model.config.get_text_config().vocab_size)
+    with run.engine.autocast():
+        faults = leak_probe(model, run.settings.attention, implementation, size)
+    if faults:
+        raise RecipeError(
+            *(f"leak probe: {fault}" for fault in faults),
+            f"model type {model.config.model_type!r} cannot be trained on packs with {implementation!r}. Try another "
+            "attn_implementation (sdpa, eager), or another model.",
+        )
+    run.say("leak probe: segments of a pack do not see each other")
+
+
+def resume(run: Run) -> None:
+    """Goes on from the newest checkpoint that verifies, if there is one, and says so."""
+    root = run.settings.output_dir / CHECKPOINTS_FOLDER
+    found, faults = checkpoint.newest_that_verifies(root, run.engine.group)
+    for fault in faults:
+        run.say(f"not used: {fault}")
+    if found is not None:
+        checkpoint.check_fits(found, _stamp(run), run.engine.can_change_world_size)
+        run.engine.load(found.engine_folder)
+        state = found.trainer_state()
+        run.tally.restore(state["tally"])
+        run.step = run.saved_step = found.stamp.step
+        run.skipped_packs, run.skips_in_a_row = state["skipped_packs"], state["skips_in_a_row"]
+        run.say(f"resumed from {found.directory}: {run.step} steps done, next pack {found.stamp.next_pack}")
+
+
+def _stamp(run: Run) -> checkpoint.Stamp:
+    group, size = run.engine.group, run.settings.global_batch_size
+    fingerprint = str(run.packs.manifest["fingerprint"])
+    return checkpoint.Stamp(run.step, run.step * size, fingerprint, group.world_size, run.engine.kind, size)
+
+
+def save(run: Run) -> None:
+    """Saves a checkpoint, unless this step has one."""
+    if run.saved_step == run.step:
+        return
+    state = {
+        "tally": run.tally.state(),
+        "skipped_packs": run.skipped_packs,
+        "skips_in_a_row": run.skips_in_a_row,
+    }
+    parameters = sum(num_elements(p) for p in run.module.parameters())
+    # float32 weights, and two moments of AdamW; Adafactor's are next to nothing, so it is not counted on.
+    per_parameter = 4 if run.settings.optim == "adafactor" else 12
+    checkpoint.save(
+        run.settings.output_dir / CHECKPOINTS_FOLDER,
+        _stamp(run),
+        state,
+        run.engine.save,
+        run.engine.group,
+        bytes_expected=parameters * per_parameter,
+        keep=run.settings.save_total_limit,
+    )
+    run.saved_step = run.step
