@@ -96,12 +96,11 @@ def _run(recipe: Recipe, settings: PackSettings, tokenizer: Tokenizer, packs: Pa
             "attn_implementation": model.attn_implementation,
             "dtype": engine.weight_dtype,
             "building": engine.building,
+            "gathering": engine.gathering,
         }
         if model.config is not None:
             return create_model(model.config, **common)
-        return load_model(
-            str(model.model_name_or_path), revision=model.model_revision, gathering=engine.gathering, **common
-        )
+        return load_model(str(model.model_name_or_path), revision=model.model_revision, **common)
 
     def write(state_dict: Any, trained: Any, directory: Path) -> None:
         extra = {"packs_fingerprint": packs.manifest["fingerprint"], "objective": recipe.objective.kind}

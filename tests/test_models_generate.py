@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_models_attention import VOCAB, attentions, backends, batch_of, families, model_of
+from test_models_attention import CONFIGS, VOCAB, attentions, backends, batch_of, families, model_of
 
 from flan_tune.errors import FlanTuneError, RecipeError
 from flan_tune.models.forward import full_logits
 from flan_tune.models.generate import _left_padded, generate, score
+from flan_tune.models.load import create_model
 
 EOS = 2
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [16, 17, 18, 19], [20, 21], [3, 5, 7, 11, 13]]
@@ -140,3 +141,10 @@ def test_what_cannot_be_generated_is_refused():
         run(model, "bidirectional")
     assert run(model, "causal", prompts=[]) == []
     assert run(model, "causal", max_new_tokens=0) == [[]] * len(PROMPTS)
+
+
+def test_a_window_that_our_mask_would_switch_off_is_refused():
+    model = create_model(CONFIGS["llama"] | {"model_type": "mistral", "sliding_window": 8}, VOCAB, seed=0)
+    assert len(run(model, "causal", prompts=[[5, 6, 7]], max_new_tokens=5, eos_id=-1)[0]) == 5
+    with pytest.raises(RecipeError, match="window of 8 tokens, rows have 9"):
+        run(model, "causal", prompts=[[5, 6, 7]], max_new_tokens=6)

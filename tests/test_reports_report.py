@@ -105,9 +105,22 @@ def write_metrics(path: Path, steps: int, families: bool) -> Path:
 
 def invented_stages(folder: Path) -> list[StageFiles]:
     manifest = folder / "manifest.json"
-    per_task = {task: {"rows": 1000 + 7 * i, "target_tokens": 8000 + 11 * i} for i, task in enumerate(SEEN)}
-    totals = {"num_packs": 1920, "max_length": 512, "fill": 0.973, "target_share": 0.214, "per_task": per_task}
-    manifest.write_text(json.dumps(totals | {"drops": {"no label": 3}}))
+    tasks = [
+        {
+            "name": task,
+            "family": "procedural",
+            "rows": 10_000,
+            "examples": 1000 + 7 * i,
+            "wanted_share": 0.125,
+            "share": 0.122 + 0.001 * i,
+            "repeats": 0.1 + 0.001 * i,
+            "filtered": {},
+        }
+        for i, task in enumerate(SEEN)
+    ]
+    totals = {"packs": 1920, "max_length": 512, "fill": 0.973, "examples": 8196, "target_share": 0.214, "tasks": tasks}
+    totals |= {"presentations": {"zero_shot": 6100, "few_shot": 2096}, "drops": {"sorting": {"no label": 3}}}
+    manifest.write_text(json.dumps(totals))
     status = folder / "status.json"
     status.write_text('{"state": "done", "message": ""}')
     recipe = "model:\n  hidden_size: 128\nobjective: supervised\ntraining:\n  max_steps: 240\n  learning_rate: 1.0e-3\n"

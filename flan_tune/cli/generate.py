@@ -24,9 +24,20 @@ def generate_command(
     if not asked:
         raise RecipeError("there is no prompt. Give --prompt TEXT, or lines on standard input.")
     from flan_tune.evaluation.lm import FlanTuneLM
+    from flan_tune.models.generate import generate
 
     lm = FlanTuneLM.from_folder(model, mode_token=mode_token)
-    answers = lm.answer(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    generated = generate(
+        lm.model,
+        lm.prompt_ids(asked, [max_new_tokens] * len(asked)),
+        attention=lm.attention,
+        eos_id=lm.tokens.eos_id,
+        pad_id=lm.tokens.pad_id,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    answers = [lm.tokens.decode(ids) for ids in generated]
     for prompt, answer in zip(asked, answers, strict=True):
         if as_json:
             print(json.dumps({"prompt": prompt, "answer": answer}, ensure_ascii=False))

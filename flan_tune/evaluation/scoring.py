@@ -92,10 +92,19 @@ def _right_answers(item: Item) -> list[str]:
     return [item.targets, *(item.references or [])]
 
 
+def first_line(text: str) -> str:
+    """The first line that is not blank: a model that answers and then runs on has answered.
+
+    >>> first_line("\\n yes\\nQuestion: what")
+    ' yes'
+    """
+    return next((line for line in text.split("\n") if line.strip()), "")
+
+
 def _plain(output: str, item: Item) -> Judgement:
-    extracted = normalize_answer(output)
+    extracted = normalize_answer(first_line(output))
     right = {normalize_answer(answer) for answer in _right_answers(item)}
-    return Judgement(extracted or None, extracted in right)
+    return Judgement(extracted or None, extracted in right or normalize_answer(output) in right)
 
 
 def _reasoned(output: str, item: Item) -> Judgement:

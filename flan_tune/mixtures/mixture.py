@@ -6,6 +6,7 @@
     presentations: {zero_shot: 0.5, few_shot: 0.5}
     shots: [1, 4]
     hold_out: [mmlu]                 # words; a task whose name or source holds one is left out
+    include_held_out: false          # tasks whose card says `held_out` are left out as well, unless this is true
     exclude: [{task: anli_r3, reason: "its train split is not released"}]
     missing: error | drop
 
@@ -26,7 +27,7 @@ from flan_tune.strict_yaml import Document
 from flan_tune.tasks.card import Task
 from flan_tune.tasks.catalog import Catalog
 
-_MIXTURE_KEYS = ("members", "presentations", "shots", "hold_out", "exclude", "missing", "split")
+_MIXTURE_KEYS = ("members", "presentations", "shots", "hold_out", "exclude", "missing", "split", "include_held_out")
 _MEMBER_KEYS = ("tasks", "mixture", "rate", "max_examples", "temperature", "presentations")
 
 
@@ -102,6 +103,7 @@ class _Reader:
         self.above = above
         self.faults = list(document.faults)
         self.left_out: dict[str, str] = {}
+        self.include_held_out = isinstance(document.data, dict) and document.data.get("include_held_out") is True
 
     def fault(self, message: str, *address: str | int) -> None:
         self.faults.append(f"{self.document.at(*address)}: {message}")
@@ -214,6 +216,8 @@ class _Reader:
         place = f"{task.name} {task.source.name}".lower()
         word = next((word for word in hold_out if word.lower() in place), None)
         reason = excluded.get(task.name) or (f"held out ({word})" if word else None)
+        if reason is None and task.held_out and not self.include_held_out:
+            reason = "held out by its card"
         if reason:
             self.left_out[task.name] = reason
         return reason is not None

@@ -174,6 +174,6 @@ def check_window(config: Any, max_length: int) -> None:
     if window is not None and window < max_length:
         raise RecipeError(
             f"model type {config.model_type!r} attends within a window of {window} tokens, rows have {max_length}: "
-            "our mask reaches every layer and would switch the window off, so the model would be trained otherwise "
-            f"than it is used. Set max_length to {window} or less, or choose a model without a window."
+            "our mask reaches every layer and switches the window off, so the model would see farther here than "
+            f"elsewhere. Keep rows (max_length) to {window} tokens, or choose a model without a window."
         )

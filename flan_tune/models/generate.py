@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flan_tune import rng
 from flan_tune.errors import FlanTuneError
-from flan_tune.models.attention import MaskSpec, allowed_BLL, check_attention, lower_allowed
+from flan_tune.models.attention import MaskSpec, allowed_BLL, check_attention, check_window, lower_allowed
 from flan_tune.models.collate import BarePack, collate
 from flan_tune.models.forward import (
     activation_dtype,
@@ -85,18 +85,17 @@ def generate(
     seed: a draw is keyed by (seed, number of the prompt, position), so batch size and neighbours do not shift it.
     stop: called with a row's tokens after each new one; the row ends when it returns True.
 
-    A row that has ended stays in its batch, fed with padding, until all have: rows are sorted by length, not by luck.
-    Raises: FlanTuneError for an empty prompt, or one with which the model's positions do not suffice.
+    A row that has ended stays in its batch, fed with padding, until all have.
+    Raises: FlanTuneError for an empty prompt, or one for which the model's positions or window do not suffice.
     """
     check_attention(attention)
     rows = [_Running(number, list(map(int, prompt))) for number, prompt in enumerate(prompts)]
     _check_prompts(model, [row.prompt for row in rows], max_new_tokens)
     choice = _Choice(temperature, top_k, seed)
-    order = sorted(
-        rows, key=lambda row: len(row.prompt), reverse=True
-    )  # the largest batch first: fails early if at all
+    # Like lengths together, for little padding; the largest batch first, to run out of memory at once if at all.
+    order = sorted(rows, key=lambda row: -len(row.prompt)) if max_new_tokens > 0 else []
     with evaluating(model):
-        for batch in _batches(order if max_new_tokens > 0 else [], batch_size):
+        for batch in _batches(order, batch_size):
             for token_B in _decode(model, batch, attention, pad_id, choice):
                 for row, token in zip(batch, token_B, strict=True):
                     if not row.done:
@@ -225,6 +224,7 @@ def _score_batch(
 
 
 def _check_prompts(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> None:
+    check_window(model.config, max((len(prompt) for prompt in prompts), default=0) + max_new_tokens)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for number, prompt in enumerate(prompts):
         if not prompt:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
 from typing import Any
 
 from flan_tune.reports.inputs import ReportInputs, StageFiles, read_json
 from flan_tune.reports.page import Column, Section, details, duration, escape, notice, number, table
 
-# manifest key -> (what it is called here, how it is shown)
+# key of a pack manifest -> (what it is called here, whether it is a share)
 _TOTALS = {
-    "num_packs": ("packs", "count"),
-    "packs": ("packs", "count"),
-    "max_length": ("tokens per pack, at most", "count"),
-    "num_segments": ("segments", "count"),
-    "segments": ("segments", "count"),
-    "tokens": ("tokens", "count"),
-    "target_tokens": ("target tokens", "count"),
-    "fill": ("fill (share of each pack that is not padding)", "share"),
-    "target_share": ("target share (of tokens that carry loss)", "share"),
+    "packs": ("packs", False),
+    "max_length": ("tokens per pack, at most", False),
+    "fill": ("fill (share of a pack that is not padding)", True),
+    "examples": ("examples", False),
+    "segments": ("segments", False),
+    "tokens": ("tokens", False),
+    "target_tokens": ("target tokens", False),
+    "target_share": ("target share (of tokens that carry loss)", True),
+    "shots_dropped": ("exemplars left out to fit", False),
+    "truncated_examples": ("examples with truncated inputs", False),
 }
-_PER_TASK = ("per_task", "task_totals", "tasks")
+_COUNTS = {"segments_by_kind": "Segments, by kind", "presentations": "Examples, by presentation"}
+_TASK_SHARES = ("wanted_share", "share")
 
 
 def provenance_section(inputs: ReportInputs) -> Section:
@@ -51,45 +53,53 @@ def _data(stage: StageFiles) -> str:
     manifest, why = read_json(stage.manifest_json)
     if manifest is None:
         return notice(f"The manifest of its data {why}.")
-    rows = [[escape(title), _shown(manifest[key], how)] for key, (title, how) in _TOTALS.items() if key in manifest]
+    rows = [
+        [escape(title), _measure(manifest[key], is_share)]
+        for key, (title, is_share) in _TOTALS.items()
+        if manifest.get(key) is not None
+    ]
     totals = table([Column("Data", numeric=False), Column("")], rows) if rows else notice("The manifest has no totals.")
-    return totals + _per_task(manifest) + _drops(manifest)
+    counts = "".join(_counts(title, manifest.get(key)) for key, title in _COUNTS.items())
+    counts += _counts("Rows dropped, by reason", _drops(manifest.get("drops")))
+    return f'{totals}<div class="columns">{counts}</div>{_per_task(manifest.get("tasks"))}'
 
 
-def _shown(value: Any, how: str) -> str:
+def _measure(value: Any, is_share: bool = False) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        return escape(value)
-    return f"{number(100 * value)} %" if how == "share" else number(value, 0)
+        return escape("–" if value is None else value)
+    if is_share:
+        return f"{number(100 * value)} %"
+    return number(value, 0 if isinstance(value, int) else 2)
 
 
-def _per_task(manifest: Mapping[str, Any]) -> str:
-    found = next((manifest[key] for key in _PER_TASK if isinstance(manifest.get(key), dict)), None)
-    if not found:
+def _counts(title: str, counts: Any) -> str:
+    if not isinstance(counts, dict) or not counts:
         return ""
-    measures = list(dict.fromkeys(key for task in found.values() if isinstance(task, dict) for key in task))
-    columns = [Column("Task", numeric=False), *(Column(measure.replace("_", " ")) for measure in measures or ["rows"])]
-    rows = [[f"<code>{escape(name)}</code>", *_task_cells(task, measures)] for name, task in found.items()]
-    return details(f"Data of each of the {len(found)} tasks", table(columns, rows))
+    rows = [[escape(name), _measure(count)] for name, count in counts.items()]
+    return f"<div>{table([Column(title, numeric=False), Column('')], rows)}</div>"
 
 
-def _task_cells(task: Any, measures: list[str]) -> list[str]:
-    if not isinstance(task, dict):
-        return [_measure(task), *[""] * (len(measures) - 1)]
-    return [_measure(task.get(measure)) for measure in measures]
+def _drops(drops: Any) -> dict[str, int]:
+    """Counts by reason over all tasks, from {task: {reason: count}}."""
+    total: Counter[str] = Counter()
+    for by_reason in drops.values() if isinstance(drops, dict) else ():
+        if isinstance(by_reason, dict):
+            total.update({str(reason): count for reason, count in by_reason.items() if isinstance(count, int)})
+    return dict(total)
 
 
-def _measure(value: Any) -> str:
-    if isinstance(value, float):
-        return number(value, 3)
-    return number(value, 0) if isinstance(value, int) else escape("–" if value is None else value)
-
-
-def _drops(manifest: Mapping[str, Any]) -> str:
-    drops = manifest.get("drops")
-    if not isinstance(drops, dict) or not drops:
+def _per_task(tasks: Any) -> str:
+    """The records of the tasks, one row each, with the measures that are plain numbers."""
+    records = [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
+    if not records:
         return ""
-    rows = [[escape(reason), _measure(count)] for reason, count in drops.items() if isinstance(count, int)]
-    return table([Column("Rows dropped, by reason", numeric=False), Column("")], rows) if rows else ""
+    measures = [key for key, value in records[0].items() if isinstance(value, int | float)]
+    columns = [Column("Task", numeric=False), *(Column(measure.replace("_", " ")) for measure in measures)]
+    rows = [
+        [f"<code>{escape(task.get('name', ''))}</code>", *(_measure(task.get(m), m in _TASK_SHARES) for m in measures)]
+        for task in records
+    ]
+    return details(f"Data of each of the {len(records)} tasks", table(columns, rows))
 
 
 def _time(inputs: ReportInputs) -> str:

@@ -17,8 +17,8 @@ TASKS_PER_GROUP = 4
 _SHORT_PROMPT = 700  # characters; longer ones are folded
 _LONGEST_OUTPUT = 600  # characters shown of an output
 _RULE = (
-    "Of up to {count} tasks of each kind, in the order of their names, this shows the first question, and the first "
-    "one on which the models differ. It is a fixed rule: nothing was picked by its outcome."
+    "Of up to {count} tasks of each kind, in the order of their names: the first question, and then the first one that "
+    "some models got right and some wrong. The second is chosen for that, so it does not show how often they differ."
 )
 
 Sample = Mapping[str, Any]

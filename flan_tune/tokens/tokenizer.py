@@ -118,7 +118,8 @@ class Tokenizer:
         raise RecipeError(
             f"the tokenizer already has {len(self.sentinel_ids)} sentinels and the mode tokens "
             f"{sorted(self.mode_ids)}, chosen by an earlier stage; this recipe asks for {num_sentinels} "
-            f"({sentinels!r}) and mode tokens {'on' if mode_tokens else 'off'}. Ask for the same, or start from a model without them."
+            f"({sentinels!r}) and mode tokens {'on' if mode_tokens else 'off'}. "
+            "Ask for the same, or start from a model without them."
         )
 
     def _choose(self, sentinels: str, num_sentinels: int, mode_tokens: bool) -> SpecialTokens:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -78,11 +78,11 @@ def _steps(run: Run, hooks: Sequence[Hook], journal: Journal, stop: StopSignals)
     run.module.train()
     for batches, waited in prefetched(run.reader.read, run.step, settings.max_steps):
         outcome = _one_step(run, batches, waited)
-        due = [hook for hook in hooks if run.step % hook.every_steps == 0]
-        is_logging = run.step % settings.logging_steps == 0 or run.step == settings.max_steps
-        if is_logging or due:
-            line = _line(run, outcome, cost) if is_logging else {"step": run.step}
-            journal.write(line | ({"hooks": _run_hooks(run, due)} if due else {}))
+        line = {"step": run.step} | _run_hooks(run, [hook for hook in hooks if run.step % hook.every_steps == 0])
+        if run.step % settings.logging_steps == 0 or run.step == settings.max_steps:
+            line |= _line(run, outcome, cost)
+        if len(line) > 1:
+            journal.write(line)
         # All ranks must leave together, and a signal may reach one of them only, or each at another step.
         signal_name = next((name for name in group.gather_if_any(stop.received) if name), None)
         is_save_due = settings.save_steps > 0 and run.step % settings.save_steps == 0
@@ -98,9 +98,9 @@ def _one_step(run: Run, batches: StepBatches, waited: float) -> StepOutcome:
     begin = time.perf_counter()
     settings, engine, size = run.settings, run.engine, run.settings.global_batch_size
     numbers = slice(batches.step * size, (batches.step + 1) * size)
-    targets = int(run.packs.target_tokens[numbers].sum(dtype=np.int64))
+    targets = int(run.target_tokens[numbers].sum(dtype=np.int64))
     per_example = settings.loss_normalization == "example"
-    denominator = int(run.packs.num_segments[numbers].sum(dtype=np.int64)) if per_example else targets
+    denominator = int(run.num_segments[numbers].sum(dtype=np.int64)) if per_example else targets
 
     sums = StepSums(len(run.tally.families), engine.group.device)
     for number, micro_batch in enumerate(batches.micro_batches, start=1):
@@ -164,7 +164,6 @@ def _guard(run: Run, outcome: StepOutcome, numbers: range) -> None:
 def _line(run: Run, outcome: StepOutcome, cost: Any) -> dict[str, Any]:
     positions = run.settings.global_batch_size * int(run.packs.manifest["max_length"])
     return {
-        "step": run.step,
         **run.tally.line(positions, cost),
         "learning_rate": _learning_rate(run.settings, run.step - 1),
         "grad_norm": outcome.grad_norm if math.isfinite(outcome.grad_norm) else None,
@@ -172,14 +171,16 @@ def _line(run: Run, outcome: StepOutcome, cost: Any) -> dict[str, Any]:
     }
 
 
-def _run_hooks(run: Run, due: Iterable[Hook]) -> dict[str, float]:
+def _run_hooks(run: Run, due: Sequence[Hook]) -> dict[str, Any]:
+    """{"hooks": names to values}, or nothing if no hook had anything to say."""
     values: dict[str, float] = {}
-    run.module.eval()
-    with torch.no_grad(), run.engine.autocast():
-        for hook in due:
-            values.update(hook(run.module.model, run.step))
-    run.module.train()
-    return values
+    if due:
+        run.module.eval()
+        with torch.no_grad(), run.engine.autocast():
+            for hook in due:
+                values.update(hook(run.module.model, run.step))
+        run.module.train()
+    return {"hooks": values} if values else {}
 
 
 def _finish(run: Run, export: ExportModel, signal_name: str | None) -> TrainResult:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from flan_tune.errors import RecipeError, StreamError
+from flan_tune.errors import CheckpointError, RecipeError, StreamError
 from flan_tune.models.forward import attn_implementation_of
 from flan_tune.models.loss import TargetLoss
 from flan_tune.models.probe import leak_probe
@@ -31,7 +32,10 @@ CHECKPOINTS_FOLDER = "checkpoints"
 
 @dataclass
 class Run:
-    """What the functions below share. `step` counts updates done."""
+    """What the functions below share. `step` counts updates done.
+
+    target_tokens, num_segments: int32, of every pack; loss denominators are made of one or the other.
+    """
 
     settings: TrainSettings
     packs: Packs
@@ -40,6 +44,8 @@ class Run:
     module: TargetLoss
     reader: BatchReader
     tally: Tally
+    target_tokens: npt.NDArray[np.int32]
+    num_segments: npt.NDArray[np.int32]
     step: int = 0
     saved_step: int = -1
     skipped_packs: list[int] = field(default_factory=list)
@@ -76,7 +82,8 @@ def prepare(settings: TrainSettings, packs: Packs, build_model: BuildModel, engi
         _enable_checkpointing(model)
     module = TargetLoss(model)
     engine.prepare(module, lambda m, is_flat: _optimizer(settings, m, is_flat), shape, settings.max_grad_norm)
-    run = Run(settings, packs, engine, shape, module, reader, Tally(families, group))
+    tally = Tally(families, group)
+    run = Run(settings, packs, engine, shape, module, reader, tally, packs.target_tokens, packs.num_segments)
     run.say(batch_arithmetic(settings, packs, shape, group.world_size))
     _probe(run)
     return run
@@ -102,7 +109,7 @@ def check_packs(settings: TrainSettings, packs: Packs) -> None:
         )
 
 
-def _families(packs: Packs) -> tuple[tuple[str, ...], np.ndarray]:
+def _families(packs: Packs) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     of_task = [str(task["family"]) for task in packs.manifest["tasks"]]
     names = tuple(sorted(set(of_task)))
     return names, np.array([names.index(name) for name in of_task], dtype=np.int64)
@@ -152,6 +159,11 @@ def resume(run: Run) -> None:
         run.say(f"not used: {fault}")
     if found is not None:
         checkpoint.check_fits(found, _stamp(run), run.engine.can_change_world_size)
+        if found.stamp.step > run.settings.max_steps:
+            raise CheckpointError(
+                f"{found.directory}: has {found.stamp.step} steps done, max_steps is {run.settings.max_steps}. "
+                "Raise max_steps, or use another output_dir."
+            )
         run.engine.load(found.engine_folder)
         state = found.trainer_state()
         run.tally.restore(state["tally"])

@@ -1,0 +1,222 @@
+"""Running the commands of a pipeline: in order, a few at once, each with a log; finished ones are not run again.
+
+A job is done when its command ended well; `<output_dir>/jobs.json` remembers that, with a key over the command, the
+recipe and the jobs before it. A change of a recipe makes the key differ: then the run stops and says which
+folder to delete, because results are never overwritten silently. A second run in the same folder is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from flan_tune.errors import EXIT_REQUEUE, EXIT_WRONG_INPUT, RecipeError
+from flan_tune.packing.store import write_json
+
+_POLL_SECONDS = 0.2
+_PROGRESS_SECONDS = 10.0
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command with its conditions.
+
+    waits: names of jobs that must be done first. makes: a file that is there when it is done (None: always run it).
+    status: a status.json that says more than the exit code, which a launcher may hide.
+    content: what else the job is made of, a resolved recipe for example.
+    """
+
+    name: str
+    command: list[str]
+    waits: set[str] = field(default_factory=set)
+    makes: Path | None = None
+    status: Path | None = None
+    content: str = ""
+
+
+def run_jobs(jobs: Sequence[Job], output_dir: Path, parallel: int) -> tuple[int, dict[str, float]]:
+    """(exit code, seconds by job). The code is 0 when every job is done, 75 if one asks to be requeued, else 1.
+
+    Raises: RecipeError if another run works in `output_dir`, or a finished job was made by another recipe.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with _lock(output_dir):
+        return _Runner(jobs, output_dir, parallel).run()
+
+
+@contextmanager
+def _lock(output_dir: Path) -> Iterator[None]:
+    """Held by this process and by the commands it starts, so that orphans of a killed run count too."""
+    path = output_dir / ".lock"
+    handle = os.open(path, os.O_CREAT | os.O_RDWR)
+    os.set_inheritable(handle, True)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise RecipeError(
+            f"{output_dir}: another run is working here, or a job of one that was killed. Wait for it, or stop it."
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+class _Runner:
+    """One run over the jobs."""
+
+    def __init__(self, jobs: Sequence[Job], output_dir: Path, parallel: int) -> None:
+        self.jobs = {job.name: job for job in jobs}
+        self.parallel = max(parallel, 1)
+        self.logs = output_dir / "logs"
+        self.logs.mkdir(exist_ok=True)
+        self.done_file = output_dir / "jobs.json"
+        self.timings_file = output_dir / "timings.json"
+        self.keys = self._keys()
+        self.done = self._done_before()
+        self.timings: dict[str, float] = _read(self.timings_file)
+        self.running: dict[str, tuple[subprocess.Popen[bytes], TextIO, float]] = {}
+        self.started = time.monotonic()
+
+    def _keys(self) -> dict[str, str]:
+        keys: dict[str, str] = {}
+        for job in self.jobs.values():  # jobs come in an order in which what they wait for is before them
+            content = [job.command, job.content, [keys[name] for name in sorted(job.waits)]]
+            keys[job.name] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return keys
+
+    def _done_before(self) -> set[str]:
+        recorded: dict[str, str] = _read(self.done_file)
+        done = set()
+        for name, job in self.jobs.items():
+            if job.makes is None or not job.makes.exists() or name not in recorded:
+                continue
+            if recorded[name] != self.keys[name]:
+                raise RecipeError(
+                    f"{job.makes.parent}: {name!r} was done with another recipe or command than today's. Delete "
+                    f"{_folder_of(job)} (and what was built on it) to do it again."
+                )
+            done.add(name)
+        return done
+
+    def run(self) -> tuple[int, dict[str, float]]:
+        for name in self.jobs:
+            if name in self.done:
+                self._say(name, "done before")
+        try:
+            code = self._loop()
+        except KeyboardInterrupt:
+            code = self._interrupt()
+        write_json(self.timings_file, self.timings)
+        return code, self.timings
+
+    def _loop(self) -> int:
+        said = time.monotonic()
+        while len(self.done) < len(self.jobs):
+            for job in self._ready():
+                self._start(job)
+            time.sleep(_POLL_SECONDS)
+            code = self._reap()
+            if code:
+                self._stop_rest()
+                return code
+            if time.monotonic() - said > _PROGRESS_SECONDS:
+                said = time.monotonic()
+                for name in self.running:
+                    self._say(name, _last_line(self._log(name)))
+        return 0
+
+    def _ready(self) -> list[Job]:
+        free = self.parallel - len(self.running)
+        waiting = (job for name, job in self.jobs.items() if name not in self.done and name not in self.running)
+        return [job for job in waiting if job.waits <= self.done][:free]
+
+    def _log(self, name: str) -> Path:
+        return self.logs / f"{name.replace(' ', '-')}.log"
+
+    def _start(self, job: Job) -> None:
+        self._say(job.name, "started")
+        log = self._log(job.name).open("a", encoding="utf-8")
+        environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, close_fds=False)
+        self.running[job.name] = (process, log, time.monotonic())
+
+    def _reap(self) -> int:
+        for name, (process, log, started) in list(self.running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            log.close()
+            del self.running[name]
+            seconds = time.monotonic() - started
+            self.timings[name] = round(self.timings.get(name, 0.0) + seconds, 1)
+            if code:
+                return self._failed(name, code)
+            self.done.add(name)
+            write_json(self.done_file, {**_read(self.done_file), name: self.keys[name]})
+            self._say(name, f"done in {seconds:.1f} s")
+        return 0
+
+    def _failed(self, name: str, code: int) -> int:
+        status = self.jobs[name].status
+        recorded = _read(status) if status else {}
+        if code == EXIT_REQUEUE or recorded.get("state") == "requeue":
+            self._say(name, "stopped and saved; run the same command again to go on")
+            return EXIT_REQUEUE
+        self._say(name, f"failed (exit code {code}). {recorded.get('message', '')}".strip())
+        print(f"the end of {self._log(name)}:\n{_tail(self._log(name))}", flush=True)
+        return EXIT_WRONG_INPUT
+
+    def _stop_rest(self) -> None:
+        for process, _, _ in self.running.values():
+            process.terminate()
+        for process, log, _ in self.running.values():
+            process.wait()
+            log.close()
+
+    def _interrupt(self) -> int:
+        """Ctrl-C reached the commands too: trainers save at the next step, so they are waited for."""
+        print("\ninterrupted: waiting for running jobs to save and stop ...", flush=True)
+        for process, log, _ in self.running.values():
+            process.wait()
+            log.close()
+        print("run the same command again to go on.", flush=True)
+        return _INTERRUPTED
+
+    def _say(self, name: str, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        print(f"[{minutes}:{seconds:02d}] {name}: {text}", flush=True)
+
+
+def _folder_of(job: Job) -> Path:
+    assert job.makes is not None
+    return job.makes.parent.parent
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data
+
+
+def _last_line(path: Path) -> str:
+    lines = _tail(path, 4000).replace("\r", "\n").strip().splitlines()
+    return lines[-1][:160] if lines else "running"
+
+
+def _tail(path: Path, size: int = 3000) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read().decode("utf-8", errors="replace")
