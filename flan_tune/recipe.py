@@ -26,7 +26,9 @@ from flan_tune.strict_yaml import Address
 class _Section(BaseModel):
     """Unknown keys are errors; field docs go to the JSON schema."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class ModelSection(_Section):
@@ -213,12 +215,16 @@ class Recipe(_Section):
 
 @dataclass(frozen=True)
 class RecipeSource:
-    """The merged data of a recipe before it is checked, and 'file:line' of every key."""
+    """The merged data of a recipe before it is checked, and 'file:line' of every key.
+
+    is_whole: False if a file of it could not be read, so that a key which seems to be missing may be there.
+    """
 
     path: str
     data: dict[str, Any]
     where: Mapping[Address, str]
     faults: tuple[str, ...]
+    is_whole: bool = True
 
     def at(self, *address: str | int) -> str:
         """'file:line' of a key, or of its nearest parent."""
@@ -240,11 +246,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_source(path: str | Path, overrides: Sequence[str] = ()) -> RecipeSource:
     """The merged data of a recipe: the file it extends, the file, the overrides."""
     data, where, faults = _read_layer(Path(path), is_base=False)
-    for override in overrides:
-        fault = _apply_override(data, where, override)
-        if fault:
-            faults.append(fault)
-    return RecipeSource(str(path), data, where, tuple(faults))
+    is_whole = not faults
+    found = (_apply_override(data, where, override) for override in overrides if data)
+    faults += [fault for fault in found if fault]
+    return RecipeSource(str(path), data, where, tuple(faults), is_whole)
 
 
 def _read_layer(path: Path, *, is_base: bool) -> tuple[dict[str, Any], dict[Address, str], list[str]]:
@@ -259,10 +264,14 @@ def _read_layer(path: Path, *, is_base: bool) -> tuple[dict[str, Any], dict[Addr
     extends = data.pop("extends", None)
     if extends is None:
         return data, where, faults
+    base_path = path.parent / str(extends)
     if is_base:
         faults.append(f"{document.at('extends')}: a recipe may extend one other, which extends none itself.")
         return data, where, faults
-    base, base_where, base_faults = _read_layer(path.parent / str(extends), is_base=True)
+    if not base_path.exists():
+        faults.append(f"{document.at('extends')}: there is no recipe {str(base_path)!r} to extend. Check the path.")
+        return data, where, faults
+    base, base_where, base_faults = _read_layer(base_path, is_base=True)
     return _merge(base, data), {**base_where, **where}, base_faults + faults
 
 
@@ -284,7 +293,7 @@ def _apply_override(data: dict[str, Any], where: dict[Address, str], override: s
         return value.faults[0]
     place = data
     for part in parts[:-1]:
-        inner = place.setdefault(part, {})
+        inner = place[part] = {} if place.get(part) is None else place[part]
         if not isinstance(inner, dict):
             return f"command line {override!r}: {part!r} is not a section."
         place = inner
@@ -300,8 +309,7 @@ def check_source(source: RecipeSource) -> tuple[Recipe | None, list[str]]:
     try:
         recipe = Recipe.model_validate(source.data)
     except pydantic.ValidationError as error:
-        if source.data or not faults:
-            faults += [_fault(item, source) for item in error.errors()]
+        faults += [_fault(item, source) for item in error.errors() if source.is_whole or item["type"] != "missing"]
     else:
         faults += [f"{source.at(*address)}: {message}" for address, message in _contradictions(recipe)]
     return (None if faults else recipe), faults
@@ -317,6 +325,8 @@ def _fault(item: Any, source: RecipeSource) -> str:
         return f"{where}: unknown key {name!r}.{near or f' The keys here are {sorted(known)}.'}"
     if item["type"] == "missing":
         return f"{where}: the key {name!r} is missing. {_doc_of(location)}"
+    if item["type"] == "model_type":
+        return f"{where}: {name} is {item['input']!r}; it is a section with the keys {_fields_at(location)}."
     message = item["msg"][0].lower() + item["msg"][1:]
     return f"{where}: {name} is {item['input']!r}: {message}. {_doc_of(location)}".rstrip()
 

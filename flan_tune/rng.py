@@ -12,6 +12,7 @@ tests/test_rng.py: changing one changes every mixture ever prepared.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import MutableSequence, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -55,7 +56,7 @@ def key(*parts: int | str) -> int:
     """
     folded = 0
     for part in parts:
-        value = _text_part(part) if isinstance(part, str) else int(part) & _MASK
+        value = _text_part(part) if isinstance(part, str) else operator.index(part) & _MASK
         folded = _mix((_mix((folded + _GOLDEN) & _MASK) ^ value) & _MASK)
     return folded
 
@@ -73,8 +74,15 @@ def keys(base: int | U64, *parts: npt.ArrayLike) -> U64:
 
 
 def _as_u64(part: npt.ArrayLike) -> U64:
-    array = np.atleast_1d(np.asarray(part))  # never a scalar: numpy warns when scalars wrap round
-    return array if array.dtype == np.uint64 else array.astype(np.int64).view(np.uint64)
+    """Integers modulo 2^64. Never a scalar: numpy warns when scalars wrap round."""
+    array = np.atleast_1d(np.asarray(part))
+    if array.dtype == np.uint64:
+        return array
+    if array.dtype.kind in "iub":
+        return array.astype(np.int64).view(np.uint64)
+    exact = np.atleast_1d(np.asarray(part, dtype=object))  # numpy reads [-1, 2**63] as floats and rounds them
+    values = [operator.index(value) & _MASK for value in exact.ravel()]
+    return np.array(values, dtype=np.uint64).reshape(exact.shape)
 
 
 def bits(base: int | U64, counter: npt.ArrayLike = 0) -> U64:
@@ -105,15 +113,19 @@ def permuted(index: npt.ArrayLike, size: npt.ArrayLike, base: int | U64) -> npt.
     A Feistel network over the smallest even power of two that holds `size`, walked until the value falls
     inside (at most four steps are needed on average). All arguments broadcast.
 
+    Raises: ValueError for an index outside [0, size), from which the walk would never end.
+
     >>> sorted(permuted(range(5), 5, key(1)).tolist())
     [0, 1, 2, 3, 4]
     """
     value, limit, base_key = (
         np.atleast_1d(a)
-        for a in np.broadcast_arrays(
-            np.asarray(index, dtype=np.uint64), np.asarray(size, dtype=np.uint64), np.asarray(base, dtype=np.uint64)
-        )
+        for a in np.broadcast_arrays(_as_u64(index), _as_u64(size), np.asarray(base, dtype=np.uint64))
     )
+    outside = value >= limit  # a negative index has become a huge one
+    if outside.any():
+        first = value[outside].astype(np.int64)[0]
+        raise ValueError(f"index {first} is outside [0, {limit[outside][0]}), of which this is a permutation")
     value = value.copy()
     half = _half_bits(limit)
     todo = np.ones(value.shape, dtype=bool)
@@ -124,8 +136,8 @@ def permuted(index: npt.ArrayLike, size: npt.ArrayLike, base: int | U64) -> npt.
 
 
 def _half_bits(limit: U64) -> U64:
-    width = np.ceil(np.log2(np.maximum(limit.astype(np.float64), 2.0)))
-    result: U64 = np.maximum(np.ceil(width / 2), 1).astype(np.uint64)
+    _, width = np.frexp((limit - np.uint64(1)).astype(np.float64))  # bits of the largest value, exact as log2 is not
+    result: U64 = np.maximum((width + 1) // 2, 1).astype(np.uint64)
     return result
 
 

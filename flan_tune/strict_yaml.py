@@ -1,12 +1,14 @@
 """The one YAML reader: every key knows its line, nothing is read as something its author did not write.
 
-PyYAML alone lets a duplicate key win silently and reads `[Yes, No]` as two booleans. Here a duplicate key is
-a fault that names both lines; whether a boolean is welcome is for the schema to say, which gets told the line.
+PyYAML alone lets a duplicate key win silently, reads `[Yes, No]` as two booleans, `1:30` as 90, `012` as 10 and
+`2020-01-02` as a date. Here a duplicate key is a fault that names both lines, the last three stay text as written;
+whether a boolean is welcome is for the schema to say, which gets told the line.
 Used for cards, templates, mixtures, recipes and pipelines.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ import yaml
 Address = tuple[str | int, ...]
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is about 10 times faster
+_TAG = "tag:yaml.org,2002:"
+_TEXT_TAGS = (f"{_TAG}timestamp", f"{_TAG}value")  # the second is a lone `=`
+_NUMBER_TAGS = (f"{_TAG}int", f"{_TAG}float")
+_NOT_A_NUMBER = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # YAML 1.1: octal, and base 60
 
 
 @dataclass
@@ -57,15 +63,15 @@ def read_file(path: str | Path) -> Document:
 def read_text(text: str, path: str) -> Document:
     """Reads YAML from a string; `path` is what messages call it."""
     document = Document(path)
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)  # a character that YAML forbids raises here
         node = loader.get_single_node()
         if node is not None:
             document.data = _build(loader, node, (), document)
     except yaml.YAMLError as error:
         document.faults.append(_yaml_fault(error, path))
-    finally:
-        loader.dispose()
+    except RecursionError:
+        document.faults.append(f"{path}: this is nested too deeply, or an alias holds itself. Write it out flat.")
     return document
 
 
@@ -75,7 +81,20 @@ def _build(loader: Any, node: Any, address: Address, document: Document) -> Any:
         return _build_mapping(loader, node, address, document)
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, child, (*address, i), document) for i, child in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
+    return _build_scalar(loader, node, document)
+
+
+def _build_scalar(loader: Any, node: Any, document: Document) -> Any:
+    is_text = node.tag in _TEXT_TAGS or (node.tag in _NUMBER_TAGS and _NOT_A_NUMBER.fullmatch(node.value))
+    if is_text and not node.style:  # plain: neither quoted nor a block
+        return node.value
+    try:
+        return loader.construct_object(node, deep=True)
+    except ValueError:
+        line = node.start_mark.line + 1
+        kind = node.tag.removeprefix(_TAG)
+        document.faults.append(f"{document.path}:{line}: {node.value!r} cannot be read as {kind}. Quote it, if it is text.")
+        return None
 
 
 def _build_mapping(loader: Any, node: Any, address: Address, document: Document) -> dict[Any, Any]:
@@ -83,7 +102,7 @@ def _build_mapping(loader: Any, node: Any, address: Address, document: Document)
     first_line: dict[Any, int] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
-        if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+        if key_node.tag == f"{_TAG}merge" or not isinstance(key_node, yaml.ScalarNode):
             document.faults.append(
                 f"{document.path}:{line}: merge keys and non-text keys are not read here. Write it out."
             )

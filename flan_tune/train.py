@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,10 @@ def _train(path: str, overrides: list[str], output_dir: list[str]) -> int:
         output_dir.append(checked.recipe.training.output_dir)
     recipe = checked.require()
     settings = pack_settings(recipe)
+    words = shlex.join([path, *overrides])
+    _require_packs(settings, words)  # before the tokenizer, which may be trained by the same command
     tokenizer = open_tokenizer(settings)
-    packs = matching_packs(settings, tokenizer, " ".join([path, *overrides]))
+    packs = matching_packs(settings, tokenizer, words)
     return _run(recipe, settings, tokenizer, packs)
 
 
@@ -60,9 +63,8 @@ def matching_packs(settings: PackSettings, tokenizer: Tokenizer, recipe_words: s
     from flan_tune.packing.fingerprint import changed_parts, fingerprint_parts, join_parts
     from flan_tune.packing.store import open_packs
 
+    _require_packs(settings, recipe_words)
     command = f"flan-tune prepare {recipe_words}"
-    if not (Path(settings.packs_dir) / "manifest.json").exists():
-        raise StreamError(f"{settings.packs_dir}: there are no packs for this recipe. Make them first:\n  {command}")
     packs = open_packs(settings.packs_dir)
     parts = fingerprint_parts(settings, tokenizer.fingerprint)
     if packs.manifest["fingerprint"] != join_parts(parts):
@@ -77,6 +79,14 @@ def matching_packs(settings: PackSettings, tokenizer: Tokenizer, recipe_words: s
             f"Make the rest:\n  {command}"
         )
     return packs
+
+
+def _require_packs(settings: PackSettings, recipe_words: str) -> None:
+    if not (Path(settings.packs_dir) / "manifest.json").exists():
+        raise StreamError(
+            f"{settings.packs_dir}: there are no packs for this recipe. Make them first:\n"
+            f"  flan-tune prepare {recipe_words}"
+        )
 
 
 def _run(recipe: Recipe, settings: PackSettings, tokenizer: Tokenizer, packs: PackReader) -> int:

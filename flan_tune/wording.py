@@ -2,7 +2,8 @@
 
 Both are compiled once and give what they say or raise: an unknown name raises, None raises, and the values of
 a row are only ever substituted, never parsed. `pick(options, label)` is the one function offered, because
-Python's own indexing takes the last option for a label of -1.
+Python's own indexing takes the last option for a label of -1. Of Jinja's filters only `random` is missing:
+draws are rng.py's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
 
 from flan_tune.errors import CardError, RowError
 
@@ -27,6 +29,8 @@ def pick(options: list[str], label: Any) -> str:
     >>> pick(["Yes", "No"], 1)
     'No'
     """
+    if isinstance(options, str):
+        raise TypeError("pick takes a list of options, this is text")
     if isinstance(label, bool) or not isinstance(label, int):
         raise RowError("no label", f"the label is {label!r}, an integer is wanted")
     if not 0 <= label < len(options):
@@ -34,19 +38,42 @@ def pick(options: list[str], label: Any) -> str:
     return options[label]
 
 
+class _NoElement(UndefinedError):
+    """A list is too short: the fault of one row, where an unknown name is the card's."""
+
+
+class _StrictUndefined(StrictUndefined):
+    """Raises on every use but `is defined`, and tells a missing element from an unknown name."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, hint: str | None = None, obj: Any = missing, name: Any = None, exc: type[Exception] = UndefinedError
+    ) -> None:
+        is_element = obj is not missing and isinstance(name, int)
+        super().__init__(hint, obj, name, _NoElement if is_element else exc)  # type: ignore[arg-type]
+
+
 def _refuse_none(value: Any) -> Any:
     if value is None:
         raise RowError("empty value", "a value is None")
+    return _refuse_methods(value)
+
+
+def _refuse_methods(value: Any) -> Any:
+    if callable(value) and not isinstance(value, Undefined):  # `row.items` is a method of the row, not its column
+        raise TypeError(f"this is the method {value.__name__!r}; a column of that name is read as data[{value.__name__!r}]")
     return value
 
 
 @lru_cache(maxsize=1)
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, finalize=_refuse_none, autoescape=False, keep_trailing_newline=True
+        undefined=_StrictUndefined, finalize=_refuse_none, autoescape=False, keep_trailing_newline=True
     )
     environment.globals.clear()
     environment.globals["pick"] = pick
+    del environment.filters["random"]
     return environment
 
 
@@ -62,7 +89,7 @@ def compile_text(source: str, where: str) -> Render:
     try:
         template = _environment().from_string(source)
     except TemplateSyntaxError as error:
-        raise CardError(f"{where}: {source!r} is not a template: {error.message}.") from None
+        raise CardError(f"{where}: {source!r} is not a template: {_said(error)}.") from None
     return lambda values: _guarded(lambda: template.render(values), source, where, values)
 
 
@@ -76,13 +103,14 @@ def compile_expression(source: str, where: str) -> Render:
     try:
         expression = _environment().compile_expression(source, undefined_to_none=False)
     except TemplateSyntaxError as error:
-        raise CardError(f"{where}: {source!r} is not an expression: {error.message}.") from None
+        raise CardError(f"{where}: {source!r} is not an expression: {_said(error)}.") from None
 
     def evaluate(values: Mapping[str, Any]) -> Any:
-        result = expression(**values)
-        if isinstance(result, Undefined):
-            result._fail_with_undefined_error()
-        return result
+        result = expression(dict(values))
+        for value in result if isinstance(result, list) else [result]:
+            if isinstance(value, Undefined):
+                value._fail_with_undefined_error()
+        return _refuse_methods(result)
 
     return lambda values: _guarded(lambda: evaluate(values), source, where, values)
 
@@ -92,15 +120,21 @@ def names_used(source: str) -> frozenset[str]:
     return frozenset(meta.find_undeclared_variables(_environment().parse(source))) - {"pick"}
 
 
+def _said(error: Exception) -> str:
+    return str(error).rstrip(".")  # Jinja ends some of its messages with a full stop and others not
+
+
 def _guarded(run: Callable[[], Any], source: str, where: str, values: Mapping[str, Any]) -> Any:
     try:
         return run()
+    except _NoElement as error:
+        raise RowError("missing element", f"{where}: {source!r}: {error.message}") from None
     except UndefinedError as error:
         known = sorted(str(name) for name in values)
         raise CardError(
             f"{where}: {error.message} in {source!r}. The row has {known}. Correct the name, or map it in `adapt`."
         ) from None
     except SecurityError as error:
-        raise CardError(f"{where}: {source!r} is not allowed here: {error}.") from None
+        raise CardError(f"{where}: {source!r} is not allowed here: {_said(error)}.") from None
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
         raise RowError("unreadable value", f"{where}: {source!r}: {error}") from None

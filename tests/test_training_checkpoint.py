@@ -139,7 +139,7 @@ def test_old_ones_beyond_the_limit_go(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_found_before_anything_is_written(tmp_path: Path) -> None:
     save(tmp_path, 2, keep=1)
-    with pytest.raises(CheckpointError, match=r"needs about 100000000\.000 GB, .* are free"):
+    with pytest.raises(CheckpointError, match=r"needs about 100,000\.0 TB, .* are free"):
         save(tmp_path, 4, keep=1, bytes_expected=10**17)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2"]
 

@@ -22,7 +22,7 @@ import torch
 
 from flan_tune import rng
 from flan_tune.packing.store import Pack, count_targets
-from flan_tune.training import checkpoint, tally
+from flan_tune.training import checkpoint, deepspeed_engine, tally
 from flan_tune.training.loop import TrainSettings, train
 
 MAX_LENGTH = 24
@@ -162,6 +162,9 @@ def main() -> None:
             options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[name] = value
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED"):
+        # Parameters as small as these would never be partitioned otherwise.
+        deepspeed_engine._ZERO3_DEFAULTS["stage3_param_persistence_threshold"] = 0
     if step := options.pop("kill_in_save", 0):
         kill_in_save(step)
     if (step := options.pop("infinite_loss_at", None)) is not None:

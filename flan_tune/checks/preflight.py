@@ -16,8 +16,8 @@ from flan_tune.mixtures.mixture import Mixture, read_mixture
 from flan_tune.objectives.mixture_of_denoisers import check_budget
 from flan_tune.packing.compile import chosen_denoisers
 from flan_tune.packing.settings import PackSettings
-from flan_tune.packing.stream import missing_message
-from flan_tune.prompts.present import PRESENTATIONS
+from flan_tune.packing.stream import missing_message, unshowable_message
+from flan_tune.prompts.present import PRESENTATIONS, can_show
 from flan_tune.prompts.template import load_templates
 from flan_tune.recipe import Recipe, RecipeSource, check_source, read_source
 from flan_tune.sources.rows import find_data_root, open_rows
@@ -44,15 +44,16 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Checked:
     """All faults of a recipe and of what it names; opens no rows, imports no torch."""
     source = read_source(path, overrides)
     recipe, faults = check_source(source)
+    notes: list[str] = []
     catalog = _read_catalog(source, faults)
     mixture = _read_mixture(source, catalog, faults) if catalog is not None else None
     if mixture is not None:
-        faults += _source_faults(source, mixture)
+        _check_sources(source, mixture, faults, notes)
         faults += _wording_faults(source, mixture)
     if recipe is None:
         return Checked(None, tuple(faults))
     faults += _objective_faults(recipe, source)
-    return Checked(recipe, tuple(faults), tuple(_notes(recipe)))
+    return Checked(recipe, tuple(faults), (*notes, *_notes(recipe)))
 
 
 def _data_value(source: RecipeSource, key: str) -> object:
@@ -81,33 +82,44 @@ def _read_mixture(source: RecipeSource, catalog: Catalog, faults: list[str]) -> 
     return mixture
 
 
-def _source_faults(source: RecipeSource, mixture: Mixture) -> list[str]:
+def _check_sources(source: RecipeSource, mixture: Mixture, faults: list[str], notes: list[str]) -> None:
     root_value = _data_value(source, "data_root")
     try:
         root = find_data_root(root_value if isinstance(root_value, str) else None)
     except SourceError as error:
-        return list(error.faults)
-    if root is None and any(task.source.kind == "hub" for task in mixture.tasks()):
-        return []  # finding out would download; prepare says what it cannot load
+        where = f"{source.at('data', 'data_root')}: " if root_value else ""
+        faults += [where + fault for fault in error.faults]
+        return
     missing = {}
     for task in mixture.tasks():
+        if root is None and task.source.kind == "hub":
+            continue  # finding out would download; prepare says what it cannot load
         try:
             open_rows(task, mixture.split, root)
         except FlanTuneError as error:
             missing[task.name] = str(error)
-    if missing and (mixture.missing == "error" or len(missing) == len(mixture.tasks())):
-        return missing_message(missing)
-    return []
+    if not missing:
+        return
+    if mixture.missing == "error" or len(missing) == len(mixture.tasks()):
+        faults += missing_message(missing)
+    else:
+        notes.append(f"{len(missing)} tasks of the mixture have no data here and are left out (missing: drop).")
 
 
 def _wording_faults(source: RecipeSource, mixture: Mixture) -> list[str]:
     paths = _data_value(source, "task_paths")
+    task_paths = [str(p) for p in paths] if isinstance(paths, list) else []
     faults: dict[str, None] = {}  # in order, each once: many tasks share a set
-    for task in mixture.tasks():
-        try:
-            load_templates(task, [str(p) for p in paths] if isinstance(paths, list) else [])
-        except CardError as error:
-            faults.update(dict.fromkeys(error.faults))
+    for member in mixture:
+        shares = member.presentations or mixture.presentations
+        for task in member.tasks:
+            try:
+                templates = load_templates(task, task_paths)
+            except CardError as error:
+                faults.update(dict.fromkeys(error.faults))
+                continue
+            if not any(can_show(task, templates, name) for name, share in shares.items() if share > 0):
+                faults[unshowable_message(task, shares)] = None
     return list(faults)
 
 
@@ -138,10 +150,22 @@ def _notes(recipe: Recipe) -> list[str]:
     tokenizer = recipe.tokenizer_path
     if recipe.tokenizer.train is not None and not Path(tokenizer).exists():
         notes.append(f"the tokenizer will be trained into {tokenizer}.")
-    name = recipe.model.model_name_or_path
-    if name and name.startswith(("runs/", "./", "/")) and not Path(name).exists():
-        notes.append(f"the model {name} is not there yet; an earlier stage must make it.")
+    elif is_missing_folder(tokenizer):
+        notes.append(f"the tokenizer {tokenizer} is not there yet; an earlier stage must make it.")
+    model = recipe.model.model_name_or_path
+    if model and is_missing_folder(model):
+        notes.append(f"the model {model} is not there yet; an earlier stage must make it.")
     return notes
+
+
+def is_missing_folder(name_or_path: str) -> bool:
+    """Whether this is the path of a folder that is not there, and not a hub id (a name, or owner/name).
+
+    >>> is_missing_folder("gpt2"), is_missing_folder("owner/name"), is_missing_folder("not/there/model")
+    (False, False, True)
+    """
+    looks_local = name_or_path.startswith(("runs/", ".", "/", "~")) or name_or_path.count("/") > 1
+    return looks_local and not Path(name_or_path).exists()
 
 
 def pack_settings(recipe: Recipe, packs_dir: str | None = None) -> PackSettings:

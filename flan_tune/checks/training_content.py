@@ -7,15 +7,17 @@ fields (the rationale aside) have the same key, whatever their number and wordin
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flan_tune.packing.compile import open_stream
+from flan_tune.packing.compile import check_folder, open_stream, open_tokenizer
+from flan_tune.packing.fingerprint import fingerprint_parts
 from flan_tune.packing.settings import PackSettings
-from flan_tune.packing.store import open_packs
+from flan_tune.packing.store import open_packs, write_json
 from flan_tune.packing.stream import StreamCounts
 from flan_tune.rng import key
 
@@ -35,21 +37,22 @@ def content_key(task: str, fields: Mapping[str, Any]) -> int:
 def drawn_content(settings: PackSettings) -> frozenset[int]:
     """Content keys of every row drawn for the sealed packs of `settings`; kept beside the packs once computed.
 
-    Raises: StreamError if the packs are not there.
+    Raises: StreamError if the packs are not there, or were made by another recipe than today's.
     """
     directory = Path(settings.packs_dir)
     manifest = open_packs(directory).manifest
+    check_folder(directory, fingerprint_parts(settings, open_tokenizer(settings).fingerprint))
     path = directory / _KEYS_FILE
     stamp = path.with_suffix(".json")
     made_for = {"content_hash": manifest["content_hash"]}
     if path.exists() and stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == made_for:
         return frozenset(np.load(path).tolist())
     keys = _walk(settings, len(manifest["windows"]) * settings.window_examples)
-    staging = directory / f".{_KEYS_FILE}"
+    staging = directory / f".{_KEYS_FILE}.{os.getpid()}.tmp"  # several evaluations may do this at once
     with staging.open("wb") as file:
         np.save(file, np.array(sorted(keys), dtype=np.uint64))
-    staging.rename(path)
-    stamp.write_text(json.dumps(made_for), encoding="utf-8")
+    os.replace(staging, path)
+    write_json(stamp, made_for)
     return frozenset(keys)
 
 

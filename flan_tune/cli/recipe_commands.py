@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flan_tune.checks.preflight import check_recipe, pack_settings
-from flan_tune.errors import EXIT_WRONG_INPUT
+from flan_tune.checks.preflight import check_recipe, is_missing_folder, pack_settings
+from flan_tune.errors import EXIT_WRONG_INPUT, RecipeError
 from flan_tune.packing.compile import open_stream, prepare
 from flan_tune.packing.settings import PackSettings
 from flan_tune.packing.stream import StreamCounts
@@ -51,6 +51,11 @@ def ensure_tokenizer(recipe: Recipe, settings: PackSettings, say: Any) -> None:
     """Trains the tokenizer a recipe asks for, unless its folder exists."""
     train = recipe.tokenizer.train
     folder = Path(settings.tokenizer_path)
+    if train is None and is_missing_folder(settings.tokenizer_path):
+        raise RecipeError(
+            f"{folder}: there is no tokenizer here yet. Run the stage that makes it first, "
+            "or ask for one with tokenizer.train."
+        )
     if train is None or folder.exists():
         return
     started = time.monotonic()

@@ -12,10 +12,15 @@
 
 A member's `rate` is its share of examples. Inside a member, tasks share in proportion to
 min(rows, max_examples) ** (1 / temperature) (examples-proportional mixing, T5, arXiv:1910.10683, section 3.5.2).
+
+A nested mixture gives its members, their rates (as parts of the member that nests it) and their presentations, and
+what it leaves out stays out. What the outer file leaves out is left out of the nested ones too; `shots`, `missing` and
+`split` are the outer file's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +34,8 @@ from flan_tune.tasks.catalog import Catalog
 
 _MIXTURE_KEYS = ("members", "presentations", "shots", "hold_out", "exclude", "missing", "split", "include_held_out")
 _MEMBER_KEYS = ("tasks", "mixture", "rate", "max_examples", "temperature", "presentations")
+_MOST_SHOTS = 100  # a pack stores them as int8
+_KEYS_OF_TASKS = ("max_examples", "temperature")  # of a member that names tasks; a nested mixture has its own
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def read_mixture(
     path: str | Path, catalog: Catalog, presentations: Collection[str], above: tuple[str, ...] = ()
 ) -> tuple[Mixture | None, list[str]]:
     """The mixture and its faults, for callers that collect faults of several files. `above` nests it."""
-    if str(path) in above:
+    if any(Path(path).resolve() == Path(one).resolve() for one in above):
         return None, [f"{path}: this mixture nests itself, by way of {' -> '.join(above)}."]
     document = strict_yaml.read_file(path)
     reader = _Reader(document, catalog, presentations, (*above, str(path)))
@@ -103,7 +110,9 @@ class _Reader:
         self.above = above
         self.faults = list(document.faults)
         self.left_out: dict[str, str] = {}
-        self.include_held_out = isinstance(document.data, dict) and document.data.get("include_held_out") is True
+        self.excluded: dict[str, str] = {}
+        self.hold_out: list[str] = []
+        self.include_held_out = False
 
     def fault(self, message: str, *address: str | int) -> None:
         self.faults.append(f"{self.document.at(*address)}: {message}")
@@ -115,50 +124,57 @@ class _Reader:
                 self.fault(f"a mixture is a mapping with the keys {list(_MIXTURE_KEYS)}.")
             return None
         self._unknown(data, _MIXTURE_KEYS)
-        excluded = self._exclusions(data.get("exclude") or [])
-        hold_out = self._texts(data, "hold_out")
+        self._read_filters(data)
         presentations = self._shares(data.get("presentations", {"zero_shot": 1.0}), "presentations")
         missing = data.get("missing", "error")
         if missing not in ("error", "drop"):
             self.fault(f"missing is {missing!r}; it is 'error' or 'drop'.", "missing")
-        members: list[Member] = []
-        for number, entry in enumerate(data.get("members") or []):
-            members += self._member(entry, number, excluded, hold_out)
-        if not data.get("members"):
-            self.fault("a mixture needs at least one member.", "members")
-        elif not members and not self.faults:
-            self.fault("no task is left: all are held out or excluded.", "members")
+        entries = self._list(data, "members")
+        members = [member for number, entry in enumerate(entries) for member in self._member(entry, number)]
+        if not self.faults and not members:
+            what = "no task is left: all are held out or excluded." if entries else "a mixture needs a member."
+            self.fault(what, "members")
+        shots = self._shots(data)
         if self.faults:
             return None
-        split = str(data.get("split", "train"))
-        return Mixture(tuple(members), presentations, self._shots(data), missing, split, self.left_out)
+        left_out = {name: why for name, why in self.left_out.items() if not _mentions(members, name)}
+        return Mixture(tuple(members), presentations, shots, missing, str(data.get("split", "train")), left_out)
 
-    def _unknown(self, data: Mapping[str, Any], known: Sequence[str], *address: str | int) -> None:
-        for name in data:
-            if name not in known:
-                self.fault(f"unknown key {name!r}.{did_you_mean(name, known)}", *address, name)
-
-    def _texts(self, data: Mapping[str, Any], key: str) -> list[str]:
-        value = data.get(key) or []
-        if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
-            self.fault(f"{key} is {value!r}; it is a list of text.", key)
-            return []
-        return value
-
-    def _exclusions(self, entries: Any) -> dict[str, str]:
-        excluded = {}
-        for number, entry in enumerate(entries):
+    def _read_filters(self, data: Mapping[str, Any]) -> None:
+        for number, entry in enumerate(self._list(data, "exclude")):
             if not isinstance(entry, dict) or set(entry) != {"task", "reason"}:
                 self.fault(f"an exclusion is {{task: ..., reason: ...}}, found {entry!r}.", "exclude", number)
                 continue
             for task in self._select(entry["task"], "exclude", number, "task"):
-                excluded[task.name] = str(entry["reason"])
-        return excluded
+                self.excluded[task.name] = str(entry["reason"])
+        for number, word in enumerate(self._list(data, "hold_out")):
+            if isinstance(word, str) and word:
+                self.hold_out.append(word.lower())
+            else:
+                self.fault(f"hold_out has {word!r}; it is a list of words: quote it.", "hold_out", number)
+        self.include_held_out = data.get("include_held_out") is True
+        if not isinstance(data.get("include_held_out", False), bool):
+            value = data["include_held_out"]
+            self.fault(f"include_held_out is {value!r}; it is true or false.", "include_held_out")
+
+    def _unknown(self, data: Mapping[str, Any], known: Sequence[str], *address: str | int) -> None:
+        for name in data:
+            if name not in known:
+                near = did_you_mean(name, known) or f" The keys here are {list(known)}."
+                self.fault(f"unknown key {name!r}.{near}", *address, name)
+
+    def _list(self, data: Mapping[str, Any], key: str) -> list[Any]:
+        value = data.get(key)
+        if value is None or isinstance(value, list):
+            return value or []
+        self.fault(f"{key} is {value!r}; it is a list.", key)
+        return []
 
     def _shares(self, data: Any, *address: str | int) -> dict[str, float]:
         if not isinstance(data, dict) or not data:
             self.fault(f"presentations is {data!r}; it maps names to shares.", *address)
             return {}
+        before = len(self.faults)
         for name, share in data.items():
             if name not in self.presentations:
                 near = did_you_mean(name, self.presentations)
@@ -166,14 +182,17 @@ class _Reader:
                 self.fault(f"there is no presentation {name!r}.{near} They are {known}.", *address, name)
             elif not _is_number(share) or share < 0:
                 self.fault(f"the share of {name!r} is {share!r}; it is a number, 0 or more.", *address, name)
+        if before == len(self.faults) and not sum(data.values()) > 0:
+            self.fault("all presentations have the share 0; give one of them more.", *address)
         return dict(data)
 
     def _shots(self, data: Mapping[str, Any]) -> tuple[int, int]:
         shots = data.get("shots", [1, 4])
-        is_pair = isinstance(shots, list) and len(shots) == 2 and all(isinstance(n, int) for n in shots)
-        if is_pair and 0 <= shots[0] <= shots[1] <= 100:
-            return shots[0], shots[1]
-        self.fault(f"shots is {shots!r}; it is [least, most], for example [1, 4].", "shots")
+        if isinstance(shots, list) and len(shots) == 2 and all(_is_count(n) for n in shots):
+            least, most = shots
+            if least <= most <= _MOST_SHOTS:
+                return least, most
+        self.fault(f"shots is {shots!r}; it is [least, most], for example [1, 4], at most {_MOST_SHOTS}.", "shots")
         return 1, 4
 
     def _select(self, pattern: Any, *address: str | int) -> list[Task]:
@@ -186,7 +205,7 @@ class _Reader:
             self.fault(str(error), *address)
             return []
 
-    def _member(self, entry: Any, number: int, excluded: Mapping[str, str], hold_out: Sequence[str]) -> list[Member]:
+    def _member(self, entry: Any, number: int) -> list[Member]:
         if not isinstance(entry, dict) or ("tasks" in entry) == ("mixture" in entry):
             self.fault(f"a member names either tasks or a mixture, found {entry!r}.", "members", number)
             return []
@@ -196,26 +215,33 @@ class _Reader:
         if "presentations" in entry:
             shares = self._shares(entry["presentations"], "members", number, "presentations")
         if "mixture" in entry:
-            return self._nested(entry["mixture"], number, rate, shares)
-        patterns = entry["tasks"] if isinstance(entry["tasks"], list) else [entry["tasks"]]
-        found = {
-            task.name: task
-            for place, pattern in enumerate(patterns)
-            for task in self._select(pattern, "members", number, "tasks", place)
-        }
-        tasks = tuple(task for task in found.values() if not self._is_left_out(task, excluded, hold_out))
+            return self._nested(entry, number, rate, shares)
         cap = entry.get("max_examples")
-        if cap is not None and (not isinstance(cap, int) or cap < 1):
+        if cap is not None and not (_is_count(cap) and cap):
             self.fault(
                 f"max_examples is {cap!r}; it is a number of rows, 1 or more.", "members", number, "max_examples"
             )
         temperature = self._positive(entry, "temperature", 1.0, number)
+        tasks = self._kept(self._tasks(entry["tasks"], number))
         return [Member(tasks, rate, cap, temperature, shares)] if tasks else []
 
-    def _is_left_out(self, task: Task, excluded: Mapping[str, str], hold_out: Sequence[str]) -> bool:
+    def _tasks(self, patterns: Any, number: int) -> list[Task]:
+        """The tasks of a member, each once, in order of first mention."""
+        if not isinstance(patterns, list):
+            return self._select(patterns, "members", number, "tasks")
+        if not patterns:
+            self.fault("this member names no task.", "members", number, "tasks")
+        places = ((pattern, place) for place, pattern in enumerate(patterns))
+        found = [task for pattern, place in places for task in self._select(pattern, "members", number, "tasks", place)]
+        return list({task.name: task for task in found}.values())
+
+    def _kept(self, tasks: Sequence[Task]) -> tuple[Task, ...]:
+        return tuple(task for task in tasks if not self._is_left_out(task))
+
+    def _is_left_out(self, task: Task) -> bool:
         place = f"{task.name} {task.source.name}".lower()
-        word = next((word for word in hold_out if word.lower() in place), None)
-        reason = excluded.get(task.name) or (f"held out ({word})" if word else None)
+        word = next((word for word in self.hold_out if word in place), None)
+        reason = self.excluded.get(task.name) or (f"held out ({word})" if word else None)
         if reason is None and task.held_out and not self.include_held_out:
             reason = "held out by its card"
         if reason:
@@ -229,23 +255,41 @@ class _Reader:
             return default
         return float(value)
 
-    def _nested(self, name: Any, number: int, rate: float, shares: Mapping[str, float] | None) -> list[Member]:
-        path = Path(self.document.path).parent / str(name)
+    def _nested(
+        self, entry: Mapping[str, Any], number: int, rate: float, shares: Mapping[str, float] | None
+    ) -> list[Member]:
+        for key in _KEYS_OF_TASKS:
+            if key in entry:
+                self.fault(f"{key} belongs to members that name tasks; write it there.", "members", number, key)
+        path = Path(self.document.path).parent / str(entry["mixture"])
+        if not path.exists():
+            self.fault(f"there is no mixture file {str(path)!r}. Check the path.", "members", number, "mixture")
+            return []
         mixture, faults = read_mixture(path, self.catalog, self.presentations, self.above)
-        self.faults += faults
+        self.faults += [fault for fault in faults if fault not in self.faults]
         if mixture is None:
             return []
         self.left_out.update(mixture.left_out)
-        total = sum(member.rate for member in mixture)
+        members = [replace(member, tasks=self._kept(member.tasks)) for member in mixture]
+        members = [member for member in members if member.tasks]
+        total = sum(member.rate for member in members)
         return [
             replace(
                 member,
                 rate=rate * member.rate / total,
                 presentations=member.presentations or shares or mixture.presentations,
             )
-            for member in mixture
+            for member in members
         ]
 
 
+def _mentions(members: Sequence[Member], name: str) -> bool:
+    return any(task.name == name for member in members for task in member.tasks)
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -117,7 +117,7 @@ class Schedule:
         skip = start - self._start(number)
         parts: list[Draw] = []
         have = -skip
-        while have < count:
+        while have < count or not parts:
             parts.append(self.block(number))
             have += len(parts[-1])
             number += 1

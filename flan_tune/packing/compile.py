@@ -4,40 +4,37 @@
 
 A window is a pure function of (settings, window number). Window 0 comes first: its number of packs fixes how many
 windows there will be (2 % more than needed), which is written to plan.json. Finished windows are skipped, so an
-interrupted run goes on where it was. When every window is there the manifest is sealed.
+interrupted run goes on where it was. When every window is there the manifest is sealed (manifest.py).
 """
 
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flan_tune import __version__
-from flan_tune.errors import StreamError
+from flan_tune.errors import RecipeError, StreamError
 from flan_tune.mixtures.mixture import load_mixture
 from flan_tune.objectives.mixture_of_denoisers import PRESETS, Denoiser, MixtureOfDenoisers
 from flan_tune.objectives.segment import Segment
 from flan_tune.packing.bins import pack_bins
-from flan_tune.packing.fingerprint import fingerprint_parts, join_parts
+from flan_tune.packing.fingerprint import changed_parts, fingerprint_parts, join_parts, read_parts
+from flan_tune.packing.manifest import seal
 from flan_tune.packing.segments import Causal, Denoising, Encoded, Encoder, Objective, SegmentCounts, Supervised
 from flan_tune.packing.settings import PackSettings
-from flan_tune.packing.store import (
-    Pack,
-    count_targets,
-    finished_windows,
-    join_content_hashes,
-    write_json,
-    write_shard,
-)
+from flan_tune.packing.store import Pack, count_targets, finished_windows, write_json, write_shard
 from flan_tune.packing.stream import ExampleStream, StreamCounts
 from flan_tune.prompts.present import PRESENTATIONS
 from flan_tune.rng import key, permutation
@@ -46,6 +43,7 @@ from flan_tune.tasks.catalog import load_catalog
 from flan_tune.tokens.tokenizer import Tokenizer, load_tokenizer
 
 _MARGIN = 1.02  # windows differ a little in how many packs they give
+_STALE_SECONDS = 3600.0  # another run's unfinished file is younger: writing one takes seconds
 
 
 def open_stream(settings: PackSettings) -> ExampleStream:
@@ -84,12 +82,19 @@ def make_objective(settings: PackSettings, tokenizer: Tokenizer) -> Objective:
 
 
 def chosen_denoisers(settings: PackSettings) -> tuple[Sequence[Denoiser], Sequence[float]]:
-    """(denoisers, rates) of a preset, or of the recipe's own list."""
+    """(denoisers, rates) of a preset, or of the recipe's own list. Raises: RecipeError with the faults of all."""
     if settings.preset:
         return PRESETS[settings.preset]
-    chosen = settings.denoisers or ()
-    denoisers = [Denoiser(d["name"], d["mean_span"], d["rate"], d["mode"], d["kind"]) for d in chosen]
-    return denoisers, [d["share"] for d in chosen]
+    denoisers: list[Denoiser] = []
+    faults: list[str] = []
+    for one in settings.denoisers or ():
+        try:
+            denoisers.append(Denoiser(one["name"], one["mean_span"], one["rate"], one["mode"], one["kind"]))
+        except RecipeError as error:
+            faults += error.faults
+    if faults:
+        raise RecipeError(*faults)
+    return denoisers, [one["share"] for one in settings.denoisers or ()]
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class Compiler:
             max_length=settings.max_length,
             separator=settings.separator,
             too_long=settings.too_long,
+            cuts_text=settings.objective != "supervised",
         )
         self.task_names = sorted({entry.task.name for entry in self.stream.entries})
         self._task_index = {name: index for index, name in enumerate(self.task_names)}
@@ -192,31 +198,33 @@ def prepare(settings: PackSettings, *, num_proc: int = 1, progress: Progress | N
     """Compiles every window that is missing, seals the manifest and returns it.
 
     progress: called with (a window's summary, windows done, windows planned).
+    Two runs in one folder do the same work and write the same bytes; neither harms the other.
     Raises: StreamError if the folder holds packs of another recipe: they are never overwritten.
     """
     started = time.monotonic()
     directory = Path(settings.packs_dir)
-    directory.mkdir(parents=True, exist_ok=True)
     parts = fingerprint_parts(settings, open_tokenizer(settings).fingerprint)
     check_folder(directory, parts)
+    compiler = Compiler(settings)  # before the folder is marked: data that is not there yet changes the fingerprint
+    directory.mkdir(parents=True, exist_ok=True)
     _remove_staging(directory)
     write_json(directory / "fingerprint.json", {"fingerprint": join_parts(parts), "parts": parts})
     done = finished_windows(directory)
-    compiler = Compiler(settings)
-    if 0 not in done:
+    is_new = 0 not in done
+    if is_new:
         done[0] = _compile_window(compiler, directory, 0)
-        if progress:
-            progress(done[0], 1, 1)
-    while True:
-        planned = _plan(settings, done, join_parts(parts))
+    planned = _plan(settings, done, join_parts(parts))
+    if is_new and progress:
+        progress(done[0], 1, planned["windows"])
+    while missing := [number for number in range(planned["windows"]) if number not in done]:
         write_json(directory / "plan.json", planned)
-        missing = [number for number in range(planned["windows"]) if number not in done]
-        if not missing:
-            break
-        for summary in _compile_all(compiler, settings, directory, missing, num_proc):
+        for summary in _compile_all(compiler, settings, directory, tuple(missing), num_proc):
             done[summary["window"]] = summary
+            missing.remove(summary["window"])
             if progress:
-                progress(summary, len(done), planned["windows"])
+                progress(summary, planned["windows"] - len(missing), planned["windows"])
+        planned = _plan(settings, done, join_parts(parts))
+    write_json(directory / "plan.json", planned)
     windows = [done[number] for number in range(planned["windows"])]
     manifest = seal(compiler, parts, windows)
     manifest["seconds"] = round(time.monotonic() - started, 2)
@@ -257,6 +265,11 @@ def _compile_all(
         try:
             for future in as_completed([pool.submit(_work, number) for number in windows]):
                 yield future.result()
+        except BrokenProcessPool:
+            raise StreamError(
+                f"{directory}: a worker process was killed, perhaps for want of memory. Run the same command again, "
+                "with a smaller --num-proc; finished windows are kept."
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -266,7 +279,17 @@ _worker: list[Compiler] = []
 
 
 def _start_worker(settings: PackSettings) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent alone answers it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.append(Compiler(settings))
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is gone: it would wait for work for ever if the parent was killed."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _work(number: int) -> dict[str, Any]:
@@ -275,14 +298,17 @@ def _work(number: int) -> dict[str, Any]:
 
 
 def _remove_staging(directory: Path) -> None:
+    """Removes what killed runs left half written, but nothing that a run may be writing now."""
     for path in directory.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        try:
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
+        except FileNotFoundError:
+            continue
 
 
 def check_folder(directory: Path, parts: Mapping[str, str]) -> None:
     """Raises StreamError if `directory` holds packs made from anything else than `parts`, and says what changed."""
-    from flan_tune.packing.fingerprint import changed_parts, read_parts
-
     old = read_parts(directory)
     if old is None or old == dict(parts):
         return
@@ -290,85 +316,3 @@ def check_folder(directory: Path, parts: Mapping[str, str]) -> None:
         f"{directory}: the packs here were made from something else; changed: {', '.join(changed_parts(old, parts))}. "
         "Delete the folder to make them anew, or choose another one with --packs DIR (recipe key data.packs_dir)."
     )
-
-
-def seal(compiler: Compiler, parts: Mapping[str, str], windows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The manifest: everything about the packs at once, plain data."""
-    settings, stream, tokenizer = compiler.settings, compiler.stream, compiler.tokenizer
-    packs = sum(window["packs"] for window in windows)
-    tokens = sum(window["tokens"] for window in windows)
-    targets = sum(window["target_tokens"] for window in windows)
-    shares = _wanted_shares(stream)
-    examples = Counter[str]()
-    for window in windows:
-        examples.update(window["examples_by_task"])
-    total = sum(examples.values())
-    return {
-        "flan_tune_version": __version__,
-        "fingerprint": join_parts(parts),
-        "fingerprint_parts": dict(parts),
-        "content_hash": join_content_hashes(windows),
-        "settings": asdict(settings),
-        "packs": packs,
-        "max_length": settings.max_length,
-        "vocab_size": tokenizer.vocab_size,
-        "pad_id": tokenizer.pad_id,
-        "eos_id": tokenizer.eos_id,
-        "tokens": tokens,
-        "target_tokens": targets,
-        "target_share": round(targets / tokens, 5),
-        "fill": round(tokens / (packs * settings.max_length), 5),
-        "examples": total,
-        "segments": sum(window["segments"] for window in windows),
-        "tasks": [_task_record(compiler, name, examples, shares, total) for name in compiler.task_names],
-        "left_out": dict(stream.mixture.left_out),
-        "dropped_tasks": stream.dropped,
-        **{
-            name: sum(window[name] for window in windows)
-            for name in ("shots_dropped", "truncated_examples", "truncated_tokens", "skipped_tokens")
-        },
-        **{name: _add_counts(window[name] for window in windows) for name in ("segments_by_kind", "presentations")},
-        **{name: _add_nested(window[name] for window in windows) for name in ("drops", "replaced")},
-        "windows": windows,
-    }
-
-
-def _wanted_shares(stream: ExampleStream) -> dict[str, float]:
-    total = sum(entry.share for entry in stream.entries)
-    shares: dict[str, float] = {}
-    for entry in stream.entries:
-        shares[entry.task.name] = shares.get(entry.task.name, 0.0) + entry.share / total
-    return shares
-
-
-def _task_record(
-    compiler: Compiler, name: str, examples: Mapping[str, int], shares: Mapping[str, float], total: int
-) -> dict[str, Any]:
-    entry = next(entry for entry in compiler.stream.entries if entry.task.name == name)
-    rows = len(entry.presenter.rows)
-    drawn = examples.get(name, 0)
-    return {
-        "name": name,
-        "family": entry.task.family,
-        "rows": rows,
-        "examples": drawn,
-        "wanted_share": round(shares[name], 6),
-        "share": round(drawn / total, 6) if total else 0.0,
-        "repeats": round(drawn / rows, 3),
-        "filtered": dict(entry.presenter.rows.drops),
-    }
-
-
-def _add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for one in counts:
-        total.update(one)
-    return dict(sorted(total.items()))
-
-
-def _add_nested(counts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
-    total: dict[str, Counter[str]] = {}
-    for one in counts:
-        for task, by_reason in one.items():
-            total.setdefault(task, Counter()).update(by_reason)
-    return _plain(total)

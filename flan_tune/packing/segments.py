@@ -49,12 +49,16 @@ class Encoder:
     """Encodes examples and makes them fit `max_length`.
 
     separator: text put between inputs and targets, or 'eos' for the end-of-sequence token.
+    cuts_text: whether the objective cuts an example without inputs (plain text); if not, it has to fit as well.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, max_length: int, separator: str, too_long: str) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, max_length: int, separator: str, too_long: str, cuts_text: bool = True
+    ) -> None:
         self.tokenizer = tokenizer
         self.separator = separator
         self.too_long = too_long
+        self.cuts_text = cuts_text
         self.room = max_length - 1 - (tokenizer.bos_id is not None)  # what inputs and targets may take together
 
     def encode(self, examples: Sequence[Example], counts: SegmentCounts) -> list[Encoded]:
@@ -78,8 +82,8 @@ class Encoder:
         return [Encoded(*parts) for parts in zip(examples, inputs, targets, strict=True)]
 
     def _fit(self, one: Encoded, counts: SegmentCounts) -> Encoded | None:
-        if not len(one.inputs) or len(one.inputs) + len(one.targets) <= self.room:
-            return one  # plain text has no inputs: the objective cuts it, nothing is lost
+        if len(one.inputs) + len(one.targets) <= self.room or (self.cuts_text and not len(one.inputs)):
+            return one
         shots = one.example.shots
         while one.example.shots and len(one.inputs) + len(one.targets) > self.room:
             one = self._encode([one.example.with_shots(one.example.shots - 1)])[0]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flan_tune.errors import RowError, SourceError, StreamError
@@ -89,11 +89,8 @@ class ExampleStream:
         for task, weight in zip(there, weights, strict=True):
             templates = load_templates(task, self._task_paths)
             presenter = Presenter(rows[task.name], templates, seed=self.seed, shots=self.mixture.shots)
-            if not any(presenter.supports(name) for name in shares):
-                raise StreamError(
-                    f"{task.where}: task {task.name!r} supports none of the presentations {sorted(shares)} that the "
-                    "mixture gives it. Add one, or leave the task out."
-                )
+            if not any(presenter.supports(name) for name, share in shares.items() if share > 0):
+                raise StreamError(unshowable_message(task, shares))
             entries.append(Entry(task, presenter, shares, member.rate * weight / sum(weights)))
         return entries
 
@@ -123,6 +120,15 @@ def missing_message(faults: dict[str, str]) -> list[str]:
     return [*lines, "Supply their data, leave them out with `exclude`, or write `missing: drop` in the mixture."]
 
 
+def unshowable_message(task: Task, shares: Mapping[str, float]) -> str:
+    """The message for a task that none of the presentations it is given can show."""
+    given = sorted(name for name, share in shares.items() if share > 0)
+    return (
+        f"{task.where}: task {task.name!r} supports none of the presentations {given} that the mixture gives it. "
+        "Give it another (text is shown by `statement`), or leave the task out."
+    )
+
+
 def _examples_share(rows: int, member: Member) -> float:
     """Examples-proportional: min(rows, cap) ** (1 / temperature)."""
     counted: float = min(rows, member.max_examples or rows) ** (1 / member.temperature)
@@ -146,6 +152,7 @@ def _unique(names: list[str]) -> list[str]:
 def stream_fingerprint(mixture: Mixture, *, data_root: Path | None, task_paths: tuple[str, ...]) -> dict[str, str]:
     """Hashes of what decides the stream, by part: mixture, cards, wordings, sources. Opens no rows.
 
+    `missing` is no part: which tasks are there is seen in the other parts.
     Raises: SourceError as opening the stream would.
     """
     cards, wordings, sources, faults = {}, {}, {}, {}
@@ -155,14 +162,15 @@ def stream_fingerprint(mixture: Mixture, *, data_root: Path | None, task_paths: 
         except SourceError as error:
             faults[task.name] = str(error)
             continue
-        cards[task.name] = repr((task.shape, task.source, sorted(task.adapt.items()), task.adapter, task.keep))
+        source = replace(task.source, license="")  # a corrected license changes no row
+        cards[task.name] = repr((task.shape, source, sorted(task.adapt.items()), task.adapter, task.keep))
         wordings[task.name] = load_templates(task, task_paths).fingerprint
     if faults and mixture.missing == "error":
         raise SourceError(*missing_message(faults))
     members = [
         ([t.name for t in m.tasks], m.rate, m.max_examples, m.temperature, m.presentations) for m in mixture.members
     ]
-    whole = (members, dict(mixture.presentations), mixture.shots, mixture.split, mixture.missing)
+    whole = (members, dict(mixture.presentations), mixture.shots, mixture.split)
     return {
         "mixture": _hash(repr(whole)),
         "cards": _hash(json.dumps(cards, sort_keys=True)),

@@ -20,6 +20,7 @@ from flan_tune.prompts.template import STATEMENT, ExemplarStyle, Template, Templ
 from flan_tune.rng import Draws, key
 from flan_tune.sources.rows import TaskRows
 from flan_tune.tasks.adapters import Fields
+from flan_tune.tasks.card import Task
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,15 @@ def render_options(options: Sequence[str], style: str) -> str:
     return "\n".join(["Options:", *(f"- {option}" for option in options)])
 
 
+def can_show(task: Task, templates: TemplateSet, presentation: str) -> bool:
+    """Whether a task has wordings for what this presentation asks, and the rationale it needs. Looks at no rows."""
+    if task.shape.name == "document":
+        return presentation == STATEMENT
+    role = PRESENTATIONS[presentation].role
+    has_rationale = not task.adapt or "rationale" in task.adapt  # a generator's rows are fields, with a rationale
+    return role in templates.by_role and (has_rationale or role not in _NEEDS_RATIONALE)
+
+
 class Presenter:
     """Shows the rows of one task. `shots`: least and most exemplars of a few-shot prompt, drawn uniformly."""
 
@@ -120,11 +130,10 @@ class Presenter:
         self.name = rows.task.name
 
     def supports(self, presentation: str) -> bool:
-        """Whether the task has wordings for what this presentation asks, and rows enough for exemplars."""
+        """Whether the task can be shown so: `can_show`, and rows enough for exemplars."""
+        has_others = len(self.rows) > 1 or self.rows.task.shape.name == "document"
         shown = PRESENTATIONS[presentation]
-        if self.rows.task.shape.name == "document":
-            return presentation == STATEMENT
-        return shown.role in self.templates.by_role and (not shown.few_shot or len(self.rows) > 1)
+        return can_show(self.rows.task, self.templates, presentation) and (not shown.few_shot or has_others)
 
     def _draws(self, purpose: str, epoch: int, row: int) -> Draws:
         return Draws(key(self.seed, purpose, self.name, epoch, row))
@@ -197,7 +206,8 @@ class Presenter:
             except RowError:
                 return None
             choices = _choices(fields, example.options_style)
-            return template.render_input(fields, choices), template.render_target(fields)
+            shown_input, answer = template.render_input(fields, choices), template.render_target(fields)
+            return (shown_input, answer) if answer else None
 
         found = draw_exemplars(
             self._draws("exemplar", example.epoch, example.row),

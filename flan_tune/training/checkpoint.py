@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -183,6 +184,7 @@ def save(
     """
     staging = root / f"step-{stamp.step}.tmp"
     _prepare_staging(root, staging, bytes_expected, group)
+    failure = None
     try:
         write_engine(staging / ENGINE_FOLDER)
         if group.is_main:
@@ -193,7 +195,10 @@ def save(
             _complete(staging, stamp, files)
     # A full disk is a RuntimeError in torch.save, which does not even mention space.
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(_cannot_write(staging, bytes_expected, error)) from error
+        failure = (str(error) or type(error).__name__).splitlines()[0]
+        traceback.clear_frames(error.__traceback__)  # they hold the half-written file open, and so its room on disk
+    if failure is not None:
+        raise CheckpointError(_cannot_write(staging, bytes_expected, failure))
     checkpoint = Checkpoint(root / f"step-{stamp.step}", stamp, files)
     if group.is_main:
         _remove_old(root, keep, newest=checkpoint)
@@ -207,9 +212,10 @@ def _prepare_staging(root: Path, staging: Path, bytes_expected: int, group: Proc
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob("step-*.tmp"):
             shutil.rmtree(leftover)
+        needed = max([bytes_expected, *(older.num_bytes for older in list_checkpoints(root)[0])])
         free = shutil.disk_usage(root).free
-        if free < bytes_expected:
-            fault = _full_disk(root, bytes_expected, free)
+        if free < needed:
+            fault = _full_disk(root, needed, free)
         else:
             (staging / ENGINE_FOLDER).mkdir(parents=True)
     fault = group.broadcast(fault)
@@ -219,19 +225,27 @@ def _prepare_staging(root: Path, staging: Path, bytes_expected: int, group: Proc
 
 def _full_disk(root: Path, needed: int, free: int) -> str:
     return (
-        f"{root}: a checkpoint needs about {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free. Older checkpoints are "
+        f"{root}: a checkpoint needs about {_size(needed)}, {_size(free)} are free. Older checkpoints are "
         "kept. Make room (or lower save_total_limit) and start again: the run goes on from the newest."
     )
 
 
-def _cannot_write(staging: Path, needed: int, error: Exception) -> str:
-    first_line = (str(error) or type(error).__name__).splitlines()[0]
+def _cannot_write(staging: Path, needed: int, failure: str) -> str:
     free = shutil.disk_usage(staging.parent).free
     shutil.rmtree(staging, ignore_errors=True)  # gives the room back; it could not be used anyway
     return (
-        f"{staging}: the checkpoint could not be written: {first_line} (it needs about {needed / 1e9:.3f} GB; "
-        f"{free / 1e9:.3f} GB were free when writing failed). Older checkpoints are kept. Make room and start again."
+        f"{staging}: the checkpoint could not be written: {failure} (it needs about {_size(needed)}; {_size(free)} "
+        "were free when writing failed). Older checkpoints are kept. Make room and start again."
     )
+
+
+def _size(num_bytes: float) -> str:
+    """A size for people: 1,234,000 is '1.2 MB'."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} TB"
 
 
 def _seal_files(staging: Path, group: ProcessGroup) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -210,6 +211,8 @@ def _create_accelerator(bf16: bool, uses_deepspeed: bool) -> Any:
     handlers = []
     if uses_deepspeed and not has_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # It compiles its CPU communication with ninja, which lies beside the interpreter, in an activated venv or not.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         # Without the handler Accelerate finds no back-end for DeepSpeed on CPUs and takes itself for rank 0 of 1.
         from accelerate import InitProcessGroupKwargs
 

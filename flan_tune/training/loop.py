@@ -89,7 +89,7 @@ def _steps(run: Run, hooks: Sequence[Hook], journal: Journal, stop: StopSignals)
         if is_save_due or signal_name or run.step == settings.max_steps:
             save(run)
         if signal_name and run.step < settings.max_steps:
-            return signal_name
+            return str(signal_name)
     return None
 
 
