@@ -119,8 +119,7 @@ def permuted(index: npt.ArrayLike, size: npt.ArrayLike, base: int | U64) -> npt.
     [0, 1, 2, 3, 4]
     """
     value, limit, base_key = (
-        np.atleast_1d(a)
-        for a in np.broadcast_arrays(_as_u64(index), _as_u64(size), np.asarray(base, dtype=np.uint64))
+        np.atleast_1d(a) for a in np.broadcast_arrays(_as_u64(index), _as_u64(size), np.asarray(base, dtype=np.uint64))
     )
     outside = value >= limit  # a negative index has become a huge one
     if outside.any():

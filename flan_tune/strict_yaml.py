@@ -91,9 +91,8 @@ def _build_scalar(loader: Any, node: Any, document: Document) -> Any:
     try:
         return loader.construct_object(node, deep=True)
     except ValueError:
-        line = node.start_mark.line + 1
-        kind = node.tag.removeprefix(_TAG)
-        document.faults.append(f"{document.path}:{line}: {node.value!r} cannot be read as {kind}. Quote it, if it is text.")
+        where, kind = f"{document.path}:{node.start_mark.line + 1}", node.tag.removeprefix(_TAG)
+        document.faults.append(f"{where}: {node.value!r} cannot be read as {kind}. Quote it, if it is text.")
         return None
 
 

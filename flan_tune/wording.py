@@ -23,14 +23,14 @@ from flan_tune.errors import CardError, RowError
 Render = Callable[[Mapping[str, Any]], Any]
 
 
-def pick(options: list[str], label: Any) -> str:
+def pick(options: Any, label: Any) -> Any:
     """The option a class label names. A label outside [0, n) is 'no label': the row is dropped and counted.
 
     >>> pick(["Yes", "No"], 1)
     'No'
     """
-    if isinstance(options, str):
-        raise TypeError("pick takes a list of options, this is text")
+    if not isinstance(options, list):
+        raise TypeError(f"pick takes a list of options, this is a {type(options).__name__}")
     if isinstance(label, bool) or not isinstance(label, int):
         raise RowError("no label", f"the label is {label!r}, an integer is wanted")
     if not 0 <= label < len(options):
@@ -38,7 +38,7 @@ def pick(options: list[str], label: Any) -> str:
     return options[label]
 
 
-class _NoElement(UndefinedError):
+class _NoElementError(UndefinedError):
     """A list is too short: the fault of one row, where an unknown name is the card's."""
 
 
@@ -51,7 +51,7 @@ class _StrictUndefined(StrictUndefined):
         self, hint: str | None = None, obj: Any = missing, name: Any = None, exc: type[Exception] = UndefinedError
     ) -> None:
         is_element = obj is not missing and isinstance(name, int)
-        super().__init__(hint, obj, name, _NoElement if is_element else exc)  # type: ignore[arg-type]
+        super().__init__(hint, obj, name, _NoElementError if is_element else exc)  # type: ignore[arg-type]
 
 
 def _refuse_none(value: Any) -> Any:
@@ -62,7 +62,8 @@ def _refuse_none(value: Any) -> Any:
 
 def _refuse_methods(value: Any) -> Any:
     if callable(value) and not isinstance(value, Undefined):  # `row.items` is a method of the row, not its column
-        raise TypeError(f"this is the method {value.__name__!r}; a column of that name is read as data[{value.__name__!r}]")
+        name = value.__name__
+        raise TypeError(f"this is the method {name!r}; a column of that name is read as data[{name!r}]")
     return value
 
 
@@ -89,7 +90,7 @@ def compile_text(source: str, where: str) -> Render:
     try:
         template = _environment().from_string(source)
     except TemplateSyntaxError as error:
-        raise CardError(f"{where}: {source!r} is not a template: {_said(error)}.") from None
+        raise CardError(f"{where}: {source!r} is not a template: {_said(error.message)}.") from None
     return lambda values: _guarded(lambda: template.render(values), source, where, values)
 
 
@@ -103,7 +104,7 @@ def compile_expression(source: str, where: str) -> Render:
     try:
         expression = _environment().compile_expression(source, undefined_to_none=False)
     except TemplateSyntaxError as error:
-        raise CardError(f"{where}: {source!r} is not an expression: {_said(error)}.") from None
+        raise CardError(f"{where}: {source!r} is not an expression: {_said(error.message)}.") from None
 
     def evaluate(values: Mapping[str, Any]) -> Any:
         result = expression(dict(values))
@@ -120,14 +121,14 @@ def names_used(source: str) -> frozenset[str]:
     return frozenset(meta.find_undeclared_variables(_environment().parse(source))) - {"pick"}
 
 
-def _said(error: Exception) -> str:
-    return str(error).rstrip(".")  # Jinja ends some of its messages with a full stop and others not
+def _said(message: str | None) -> str:
+    return str(message).rstrip(".")  # Jinja ends some of its messages with a full stop and others not
 
 
 def _guarded(run: Callable[[], Any], source: str, where: str, values: Mapping[str, Any]) -> Any:
     try:
         return run()
-    except _NoElement as error:
+    except _NoElementError as error:
         raise RowError("missing element", f"{where}: {source!r}: {error.message}") from None
     except UndefinedError as error:
         known = sorted(str(name) for name in values)
@@ -135,6 +136,6 @@ def _guarded(run: Callable[[], Any], source: str, where: str, values: Mapping[st
             f"{where}: {error.message} in {source!r}. The row has {known}. Correct the name, or map it in `adapt`."
         ) from None
     except SecurityError as error:
-        raise CardError(f"{where}: {source!r} is not allowed here: {_said(error)}.") from None
+        raise CardError(f"{where}: {source!r} is not allowed here: {_said(error.message)}.") from None
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
         raise RowError("unreadable value", f"{where}: {source!r}: {error}") from None

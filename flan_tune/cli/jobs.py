@@ -12,10 +12,12 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,6 +36,9 @@ class Job:
     waits: names of jobs that must be done first. makes: a file that is there when it is done (None: always run it).
     status: a status.json that says more than the exit code, which a launcher may hide.
     content: what else the job is made of, a resolved recipe for example.
+    after: jobs that are better done first, though nothing is taken from them.
+    folder: what to delete to do the job again; the folder of `makes` if left out.
+    threads: OpenMP threads of its process; more than one only pays where no other job runs beside it.
     """
 
     name: str
@@ -42,16 +47,23 @@ class Job:
     makes: Path | None = None
     status: Path | None = None
     content: str = ""
+    threads: int = 1
+    after: set[str] = field(default_factory=set)
+    folder: Path | None = None
 
 
-def run_jobs(jobs: Sequence[Job], output_dir: Path, parallel: int) -> tuple[int, dict[str, float]]:
-    """(exit code, seconds by job). The code is 0 when every job is done, 75 if one asks to be requeued, else 1.
+def run_jobs(
+    jobs: Sequence[Job], output_dir: Path, parallel: int, out: TextIO | None = None
+) -> tuple[int, dict[str, float]]:
+    """(exit code, seconds by job). The code is 0 when every job is done, 75 if one asks to be requeued, 130 after
+    Ctrl-C, else 1. A line goes to `out` (standard output) when a job starts, ends, or has been running for a while.
 
-    Raises: RecipeError if another run works in `output_dir`, or a finished job was made by another recipe.
+    Raises: RecipeError if another run works in `output_dir`, if finished jobs were made by another recipe, or if jobs
+        wait for each other.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     with _lock(output_dir):
-        return _Runner(jobs, output_dir, parallel).run()
+        return _Runner(jobs, output_dir, parallel, out or sys.stdout).run()
 
 
 @contextmanager
@@ -76,14 +88,16 @@ def _lock(output_dir: Path) -> Iterator[None]:
 class _Runner:
     """One run over the jobs."""
 
-    def __init__(self, jobs: Sequence[Job], output_dir: Path, parallel: int) -> None:
+    def __init__(self, jobs: Sequence[Job], output_dir: Path, parallel: int, out: TextIO) -> None:
         self.jobs = {job.name: job for job in jobs}
         self.parallel = max(parallel, 1)
+        self.out = out
         self.logs = output_dir / "logs"
         self.logs.mkdir(exist_ok=True)
         self.done_file = output_dir / "jobs.json"
         self.timings_file = output_dir / "timings.json"
         self.keys = self._keys()
+        self.chains = self._chains()
         self.done = self._done_before()
         self.timings: dict[str, float] = _read(self.timings_file)
         self.running: dict[str, tuple[subprocess.Popen[bytes], TextIO, float]] = {}
@@ -91,23 +105,27 @@ class _Runner:
 
     def _keys(self) -> dict[str, str]:
         keys: dict[str, str] = {}
-        for job in self.jobs.values():  # jobs come in an order in which what they wait for is before them
+        for name in _in_order(self.jobs.values()):
+            job = self.jobs[name]
             content = [job.command, job.content, [keys[name] for name in sorted(job.waits)]]
             keys[job.name] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return keys
 
     def _done_before(self) -> set[str]:
         recorded: dict[str, str] = _read(self.done_file)
-        done = set()
+        done, faults = set(), []
         for name, job in self.jobs.items():
             if job.makes is None or not job.makes.exists() or name not in recorded:
                 continue
-            if recorded[name] != self.keys[name]:
-                raise RecipeError(
-                    f"{job.makes.parent}: {name!r} was done with another recipe or command than today's. Delete "
-                    f"{_folder_of(job)} (and what was built on it) to do it again."
-                )
-            done.add(name)
+            if recorded[name] == self.keys[name]:
+                done.add(name)
+                continue
+            faults.append(
+                f"{job.makes}: {name!r} was done with another recipe or command than today's. "
+                f"Delete {job.folder or job.makes.parent} to do it again."
+            )
+        if faults:
+            raise RecipeError(*faults)
         return done
 
     def run(self) -> tuple[int, dict[str, float]]:
@@ -140,7 +158,16 @@ class _Runner:
     def _ready(self) -> list[Job]:
         free = self.parallel - len(self.running)
         waiting = (job for name, job in self.jobs.items() if name not in self.done and name not in self.running)
-        return [job for job in waiting if job.waits <= self.done][:free]
+        ready = [job for job in waiting if job.waits | job.after <= self.done]
+        return sorted(ready, key=lambda job: -self.chains[job.name])[:free]
+
+    def _chains(self) -> dict[str, int]:
+        """How many jobs must still follow each other after a job: the longest chain goes first."""
+        chains = dict.fromkeys(self.jobs, 0)
+        for later in reversed(_in_order(self.jobs.values())):
+            for name in self.jobs[later].waits:
+                chains[name] = max(chains[name], chains[later] + 1)
+        return chains
 
     def _log(self, name: str) -> Path:
         return self.logs / f"{name.replace(' ', '-')}.log"
@@ -148,7 +175,7 @@ class _Runner:
     def _start(self, job: Job) -> None:
         self._say(job.name, "started")
         log = self._log(job.name).open("a", encoding="utf-8")
-        environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "TQDM_DISABLE": "1"}
         process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, close_fds=False)
         self.running[job.name] = (process, log, time.monotonic())
 
@@ -175,7 +202,7 @@ class _Runner:
             self._say(name, "stopped and saved; run the same command again to go on")
             return EXIT_REQUEUE
         self._say(name, f"failed (exit code {code}). {recorded.get('message', '')}".strip())
-        print(f"the end of {self._log(name)}:\n{_tail(self._log(name))}", flush=True)
+        print(f"the end of {self._log(name)}:\n{_tail(self._log(name))}", file=self.out, flush=True)
         return EXIT_WRONG_INPUT
 
     def _stop_rest(self) -> None:
@@ -187,21 +214,24 @@ class _Runner:
 
     def _interrupt(self) -> int:
         """Ctrl-C reached the commands too: trainers save at the next step, so they are waited for."""
-        print("\ninterrupted: waiting for running jobs to save and stop ...", flush=True)
+        print("\ninterrupted: waiting for running jobs to save and stop ...", file=self.out, flush=True)
         for process, log, _ in self.running.values():
             process.wait()
             log.close()
-        print("run the same command again to go on.", flush=True)
+        print("run the same command again to go on.", file=self.out, flush=True)
         return _INTERRUPTED
 
     def _say(self, name: str, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        print(f"[{minutes}:{seconds:02d}] {name}: {text}", flush=True)
+        print(f"[{minutes}:{seconds:02d}] {name}: {text}", file=self.out, flush=True)
 
 
-def _folder_of(job: Job) -> Path:
-    assert job.makes is not None
-    return job.makes.parent.parent
+def _in_order(jobs: Iterable[Job]) -> list[str]:
+    """The names of the jobs, each after those it waits for."""
+    try:
+        return list(TopologicalSorter({job.name: sorted(job.waits | job.after) for job in jobs}).static_order())
+    except CycleError as error:
+        raise RecipeError(f"these jobs wait for each other: {' -> '.join(error.args[1])}.") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,114 +1,33 @@
 """`run` and `report`: the stages of a pipeline file, each started as a command of its own.
 
-    title: The quickstart
-    output_dir: runs/quickstart
-    launch: recipes/accelerate/single_cpu.yaml      # how each training stage is launched
-    parallel: 2                                     # jobs at once
-    stages:
-      - {name: base, recipe: base.yaml}             # relative to this file
-      - {name: flan, recipe: flan.yaml}
-    evaluate: {suites: [procedural], rows: 50, max_new_tokens: 48}
-
 What waits for what is read from the recipes: a stage that tunes another stage's model waits for it, one that uses
-another's tokenizer waits for that. Every stage is prepared, trained and evaluated; jobs are in jobs.py.
+another's tokenizer waits for that. Every stage is prepared, trained and evaluated; the file is read in
+pipeline_file.py, jobs are run in jobs.py.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flan_tune import strict_yaml
-from flan_tune.checks.preflight import check_recipe
 from flan_tune.cli.jobs import Job, run_jobs
-from flan_tune.errors import RecipeError, did_you_mean
+from flan_tune.cli.pipeline_file import Pipeline, Stage, load_pipeline
 from flan_tune.evaluation.results import merge_results
 from flan_tune.packing.store import write_json
-from flan_tune.recipe import Recipe
 from flan_tune.reports.inputs import ReportInputs, StageFiles
 from flan_tune.reports.report import write_report
 from flan_tune.reports.table import comparison_table
-
-_KEYS = ("title", "output_dir", "launch", "parallel", "stages", "evaluate")
-_EVALUATE_KEYS = ("suites", "rows", "max_new_tokens", "shots")
-MODEL_FOLDER = "model"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training stage: its name, its recipe's path, and the recipe."""
-
-    name: str
-    path: Path
-    recipe: Recipe
-
-    @property
-    def output_dir(self) -> Path:
-        return Path(self.recipe.training.output_dir)
-
-    @property
-    def model_dir(self) -> Path:
-        return self.output_dir / MODEL_FOLDER
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A pipeline file as plain values."""
-
-    path: Path
-    title: str
-    output_dir: Path
-    launch: str
-    parallel: int
-    stages: tuple[Stage, ...]
-    evaluate: dict[str, Any] = field(default_factory=dict)
-
-    def stage_of(self, path: str | None) -> Stage | None:
-        """The stage that makes the model in folder `path`, if one does."""
-        return next((s for s in self.stages if path is not None and Path(path) == s.model_dir), None)
-
-
-def load_pipeline(path: Path) -> Pipeline:
-    """Reads a pipeline and checks every recipe of it. Raises: RecipeError with all faults of all files."""
-    document = strict_yaml.read_file(path)
-    faults = list(document.faults)
-    data = document.data if isinstance(document.data, dict) else {}
-    for known, place, address in ((_KEYS, data, ()), (_EVALUATE_KEYS, data.get("evaluate") or {}, ("evaluate",))):
-        for name in place:
-            if name not in known:
-                faults.append(f"{document.at(*address, name)}: unknown key {name!r}.{did_you_mean(name, known)}")
-    for name in ("output_dir", "launch", "stages"):
-        if name not in data and not document.faults:
-            faults.append(f"{path}: the key {name!r} is missing.")
-    stages = []
-    for number, entry in enumerate(data.get("stages") or []):
-        if not isinstance(entry, dict) or set(entry) != {"name", "recipe"}:
-            faults.append(f"{document.at('stages', number)}: a stage is {{name: ..., recipe: ...}}, found {entry!r}.")
-            continue
-        checked = check_recipe(path.parent / entry["recipe"])
-        faults += checked.faults
-        if checked.recipe is not None:
-            stages.append(Stage(str(entry["name"]), path.parent / entry["recipe"], checked.recipe))
-    if faults:
-        raise RecipeError(*faults)
-    return Pipeline(
-        path=path,
-        title=str(data.get("title", path.stem)),
-        output_dir=Path(data["output_dir"]),
-        launch=str(data["launch"]),
-        parallel=int(data.get("parallel", 1)),
-        stages=tuple(stages),
-        evaluate=dict(data.get("evaluate") or {}),
-    )
 
 
 def run_command(path: Path, *, as_json: bool) -> int:
     """Runs what is not done yet, then writes results.json and report.html; the exit code."""
     pipeline = load_pipeline(path)
-    code, timings = run_jobs(make_jobs(pipeline), pipeline.output_dir, pipeline.parallel)
+    out = sys.stderr if as_json else sys.stdout
+    code, timings = run_jobs(make_jobs(pipeline), pipeline.output_dir, pipeline.parallel, out)
     if code:
         return code
     results = collect_results(pipeline)
@@ -135,27 +54,51 @@ def report_command(path: Path, output: Path | None) -> None:
 
 def make_jobs(pipeline: Pipeline) -> list[Job]:
     """Three jobs a stage: prepare, train, evaluate."""
-    jobs: list[Job] = []
-    tokenizer_maker: dict[str, str] = {}
-    for stage in pipeline.stages:
-        prepare, train = f"prepare {stage.name}", f"train {stage.name}"
-        upstream = pipeline.stage_of(stage.recipe.model.model_name_or_path)
-        tokenizer = stage.recipe.tokenizer_path
-        maker = pipeline.stage_of(tokenizer)
-        waits = {f"train {maker.name}"} if maker else {tokenizer_maker.get(tokenizer, "")} - {""}
-        if stage.recipe.tokenizer.train is not None:
-            tokenizer_maker.setdefault(tokenizer, prepare)
-        content = stage.recipe.model_dump_json() + Path(stage.recipe.data.mixture).read_text(encoding="utf-8")
-        # prepare always runs: it checks its packs itself, which is quick when nothing is missing
-        jobs.append(Job(prepare, _flan_tune("prepare", str(stage.path)), waits, content=content))
-        waits = {prepare} | ({f"train {upstream.name}"} if upstream else set())
-        status = stage.output_dir / "status.json"
-        jobs.append(Job(train, _launch(pipeline, stage), waits, _train_done(stage), status))
-    everything = {job.name for job in jobs if job.name.startswith("prepare")}
+    jobs = [job for stage in pipeline.stages for job in _stage_jobs(pipeline, stage)]
+    _keep_cores_free(jobs)
+    everything = {f"prepare {stage.name}" for stage in pipeline.stages}
     for stage in pipeline.stages if pipeline.evaluate else ():
         waits = everything | {f"train {stage.name}"}
         jobs.append(Job(f"evaluate {stage.name}", _evaluate(pipeline, stage), waits, _evaluation(stage)))
     return jobs
+
+
+def _stage_jobs(pipeline: Pipeline, stage: Stage) -> Iterator[Job]:
+    """`prepare` always runs: it checks its packs itself, which is quick when nothing is missing."""
+    recipe = stage.recipe
+    prepare = f"prepare {stage.name}"
+    mixture = strict_yaml.read_file(recipe.data.mixture).data  # not its text: comments change nothing
+    content = recipe.model_dump_json() + json.dumps(mixture, default=str)
+    yield Job(prepare, _flan_tune("prepare", str(stage.path)), _tokenizer_makers(pipeline, stage), content=content)
+    upstream = pipeline.stage_of(recipe.model.model_name_or_path)
+    waits = {prepare} | ({f"train {upstream.name}"} if upstream else set())
+    yield Job(
+        name=f"train {stage.name}",
+        command=_launch(pipeline, stage),
+        waits=waits,
+        makes=_train_done(stage),
+        status=stage.output_dir / "status.json",
+        threads=stage.threads,
+        folder=stage.output_dir,
+    )
+
+
+def _tokenizer_makers(pipeline: Pipeline, stage: Stage) -> set[str]:
+    """The job that makes the stage's tokenizer, if it is one of the pipeline's and not the stage's own `prepare`."""
+    tokenizer = stage.recipe.tokenizer_path
+    maker = pipeline.stage_of(tokenizer)
+    if maker is not None:
+        return {f"train {maker.name}"}
+    trained_by = [s for s in pipeline.stages if s.recipe.tokenizer.train and s.recipe.tokenizer_path == tokenizer]
+    return {f"prepare {trained_by[0].name}"} - {f"prepare {stage.name}"} if trained_by else set()
+
+
+def _keep_cores_free(jobs: list[Job]) -> None:
+    """A job with several threads waits for what would otherwise run beside it: barriers spin on shared cores."""
+    early = {job.name for job in jobs if not any(name.startswith("train") for name in job.waits)}
+    for job in jobs:
+        if job.threads > 1:
+            job.after.update(name for name in early if name.startswith("prepare"))
 
 
 def _flan_tune(*arguments: str) -> list[str]:

@@ -2,7 +2,8 @@
 
     <root>/<hub_id>/<config or "default">/<split>[-NNNNN].{parquet,jsonl,jsonl.gz}
 
-A dataset with a single configuration may leave it unnamed: the only folder there is taken.
+A dataset with a single configuration may leave it unnamed: the only folder there is taken. Shards are numbered
+from 0 without a gap; a split lies there in one form only, so that no row is lost or read twice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from flan_tune.errors import SourceError, did_you_mean
 
-_FILE = re.compile(r"(?P<split>.+?)(-\d{5}(-of-\d{5})?)?\.(parquet|jsonl|jsonl\.gz)")
+_FILE = re.compile(r"(?P<split>.+?)(-(?P<shard>\d{5})(-of-(?P<shards>\d{5}))?)?\.(?P<kind>parquet|jsonl|jsonl\.gz)")
 _HASHED_BYTES = 1 << 20
 
 
@@ -38,8 +39,17 @@ class JsonLines:
         return len(self._lines)
 
     def __getitem__(self, number: int) -> Mapping[str, Any]:
-        row: dict[str, Any] = json.loads(self._lines[number])
+        try:
+            row = json.loads(self._lines[number])
+        except ValueError as error:
+            raise SourceError(f"{self.where(number)}: this is not JSON: {error}. Fetch the file again.") from None
+        if not isinstance(row, dict):
+            raise SourceError(f"{self.where(number)}: a row is a JSON object, found {type(row).__name__}.")
         return row
+
+    def where(self, number: int) -> str:
+        """'file, row n' of a row, for messages; n counts the rows of its file from 0."""
+        return _where(number, [(file, len(read_lines(file))) for file in self._files])
 
 
 class ParquetRows:
@@ -47,17 +57,44 @@ class ParquetRows:
 
     def __init__(self, files: Sequence[Path]) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         self.fingerprint = files_fingerprint(files)
-        self._table = pa.concat_tables([pq.read_table(file, memory_map=True) for file in files])
+        tables = [_read_parquet(file) for file in files]
+        self._sizes = [(file, int(table.num_rows)) for file, table in zip(files, tables, strict=True)]
+        try:
+            self._table = pa.concat_tables(tables)
+        except pa.ArrowException as error:
+            raise SourceError(f"{files[0]}: its shards have different columns: {error}. Fetch them again.") from None
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
+    def where(self, number: int) -> str:
+        """'file, row n' of a row, for messages; n counts the rows of its file from 0."""
+        return _where(number, self._sizes)
+
     def __getitem__(self, number: int) -> Mapping[str, Any]:
         row: dict[str, Any] = self._table.slice(number, 1).to_pylist()[0]
         return row
+
+
+def _read_parquet(file: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(file, memory_map=True, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise SourceError(f"{file}: this is not a whole parquet file: {first} Fetch the file again.") from None
+
+
+def _where(number: int, sizes: Sequence[tuple[Path, int]]) -> str:
+    for file, size in sizes:
+        if number < size:
+            return f"{file}, row {number}"
+        number -= size
+    raise IndexError(number)
 
 
 def read_lines(file: Path) -> list[bytes]:
@@ -103,7 +140,7 @@ def _config_folder(name: str, config: str | None, root: Path) -> Path:
             f"{name!r} is not in the data root {root}. Put it at {name}/<config>/<split>.parquet there, "
             "or unset the data root to read from the hub."
         )
-    folders = sorted(path.name for path in base.iterdir() if path.is_dir())
+    folders = sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
     wanted = config or ("default" if "default" in folders or len(folders) != 1 else folders[0])
     if wanted not in folders:
         raise SourceError(f"{name!r} has no configuration {wanted!r} in the data root {root}; there are {folders}.")
@@ -129,5 +166,16 @@ def open_mirror(name: str, config: str | None, split: str, root: Path) -> JsonLi
 
 
 def open_files(files: Sequence[Path]) -> JsonLines | ParquetRows:
-    """Rows of files of one kind, in order."""
+    """Rows of the files of one split, in order.
+
+    Raises: SourceError if the split is there in two forms, or a shard of it is missing.
+    """
+    names = [file.name for file in files]
+    matches = [match for match in map(_FILE.fullmatch, names) if match]
+    if len({(match["kind"], match["shard"] is None, match["shards"]) for match in matches}) > 1:
+        raise SourceError(f"{files[0].parent}: one split is there in two forms: {names}. Keep one of them.")
+    shards = [int(match["shard"]) for match in matches if match["shard"]]
+    wanted = int(matches[0]["shards"] or len(shards)) if shards else 0
+    if shards != list(range(wanted)):
+        raise SourceError(f"{files[0].parent}: a shard is missing; they count from 0, found {names}. Fetch the rest.")
     return ParquetRows(files) if files[0].suffix == ".parquet" else JsonLines(files)

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flan_tune.errors import SourceError
+from flan_tune.errors import RowError, SourceError
 from flan_tune.sources.mirror import files_fingerprint
 
 FOLDER = "natural-instructions"
@@ -42,12 +42,17 @@ class InstructionRows:
 
     def __getitem__(self, number: int) -> Mapping[str, Any]:
         instance = self._data["Instances"][number]
-        output = instance["output"]
+        missing = [key for key in ("input", "output") if not isinstance(instance, dict) or key not in instance]
+        if missing:
+            raise RowError("missing field", f"{self._path}: instance {number} lacks {missing}")
+        output = instance["output"] if isinstance(instance["output"], list) else [instance["output"]]
+        if not output:
+            raise RowError("empty answer", f"{self._path}: instance {number} has no output")
         return {
             **self._shared,
             "id": instance.get("id", str(number)),
             "input": instance["input"],
-            "output": output if isinstance(output, list) else [output],
+            "output": output,
         }
 
 
@@ -56,7 +61,7 @@ def _read(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: this task file is not JSON: {error}. Fetch the file again.") from None
-    missing = [key for key in ("Definition", "Instances") if key not in data]
+    missing = [key for key in ("Definition", "Instances") if not isinstance(data, dict) or key not in data]
     if missing:
         raise SourceError(f"{path}: the task file lacks {missing}; it is not in the upstream format.")
     found: dict[str, Any] = data
@@ -64,8 +69,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _one_text(value: Any) -> str:
-    """Upstream writes some texts as a list with one member."""
-    return str(value[0] if isinstance(value, list) and value else value).strip()
+    """Upstream writes some texts as a list with one member; an empty list and null are no text."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return "" if value is None else str(value).strip()
 
 
 def open_natural_instructions(name: str, root: Path) -> InstructionRows:

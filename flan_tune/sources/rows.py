@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flan_tune.errors import RowError, SourceError
+from flan_tune.errors import RowError, SourceError, did_you_mean
 from flan_tune.sources.hub import open_hub
 from flan_tune.sources.mirror import list_splits, open_mirror
 from flan_tune.sources.natural_instructions import open_natural_instructions
 from flan_tune.sources.procedural.registry import ProceduralRows
-from flan_tune.sources.text import open_text
+from flan_tune.sources.text import list_text_splits, open_text
 from flan_tune.tasks.adapters import Fields, compile_adapt, compile_keep
 from flan_tune.tasks.card import Task
 
@@ -69,17 +69,30 @@ def open_rows(task: Task, split: str, data_root: Path | None) -> Rows:
         assert data_root is not None
         rows = open_mirror(source.name, source.config, wanted, data_root)
     else:
-        rows = open_mirror(source.name, None, wanted, Path(task.where.partition(":")[0]).parent)
+        rows = open_mirror(source.name, source.config, wanted, _card_folder(task))
+    if part is not None and len(rows) <= task.reserve:
+        raise SourceError(
+            f"{task.where}: task {task.name!r} reserves {task.reserve} rows for validation, but its train split has "
+            f"{len(rows)}. Lower splits.reserve."
+        )
     return rows if part is None else _Slice(rows, *part.indices(len(rows)))
 
 
 def _source_split(task: Task, split: str) -> tuple[str, slice | None]:
+    """The source's name of a split, and the part of it where the card reserves rows."""
     if task.reserve and split == "validation":
         return task.splits.get("train", "train"), slice(-task.reserve, None)
     if task.splits and split not in task.splits:
-        raise SourceError(f"task {task.name!r} has no split {split!r}; it has {sorted(task.splits)}.")
+        there = sorted({*task.splits, *(["validation"] if task.reserve else [])})
+        near = did_you_mean(split, there)
+        raise SourceError(f"{task.where}: task {task.name!r} has no split {split!r}.{near} It has {there}.")
     name = task.splits.get(split, split)
     return name, slice(0, -task.reserve) if task.reserve and split == "train" else None
+
+
+def _card_folder(task: Task) -> Path:
+    """Where the rows of a `file` source lie: beside the card, in the layout of a data root."""
+    return Path(task.where.rpartition(":")[0]).parent
 
 
 def _need_root(task: Task, data_root: Path | None) -> Path:
@@ -169,14 +182,19 @@ def describe_status(task: Task, data_root: Path | None) -> str:
     source = task.source
     if source.kind == "procedural":
         return "generated"
+    if source.kind == "file":
+        return "a file beside the card"
     if data_root is None:
-        return {"hub": "on the hub", "file": "a file beside the card"}.get(source.kind, "supplied by the user")
+        return "on the hub" if source.kind == "hub" else "supplied by the user"
     if source.kind == "natural_instructions":
         path = data_root / "natural-instructions" / "tasks" / f"{source.name}.json"
         return "data root: train" if path.exists() else "not in the data root"
-    there = list_splits(source.name, source.config, data_root)
-    wanted = task.splits.get("train", "train")
+    if source.kind == "text":
+        there = list_text_splits(source.name, data_root)
+    else:
+        there = list_splits(source.name, source.config, data_root)
+    wanted = task.splits.get("train", None if task.splits else "train")
     if not there:
-        return "not in the data root; on the hub"
-    missing = "" if wanted in there else f" ({wanted} is missing)"
+        return "not in the data root; on the hub" if source.kind == "hub" else "not in the data root"
+    missing = f" ({wanted} is missing)" if wanted is not None and wanted not in there else ""
     return f"data root: {', '.join(there)}{missing}"

@@ -52,7 +52,7 @@ class TextPieces:
         places = []
         for number in range(len(self._documents)):
             start = 0
-            for end in cut_pieces(_text(self._documents[number], number), self._limit):
+            for end in cut_pieces(self._text(number), self._limit):
                 places.append((number, start, end))
                 start = end
         return places
@@ -62,15 +62,22 @@ class TextPieces:
 
     def __getitem__(self, number: int) -> Mapping[str, Any]:
         document, start, end = self._places[number]
-        text = _text(self._documents[document], document)[start:end]
-        return {"text": text, "document": document, "start": start}
+        return {"text": self._text(document)[start:end], "document": document, "start": start}
+
+    def _text(self, number: int) -> str:
+        row = self._documents[number]
+        text = row.get("text")
+        if not isinstance(text, str):
+            found = f"the keys {sorted(row)}" if "text" not in row else repr(text)
+            raise SourceError(
+                f"{self._documents.where(number)}: a document is {{'text': ...}} with text in it, found {found}."
+            )
+        return text
 
 
-def _text(row: Mapping[str, Any], number: int) -> str:
-    text = row.get("text")
-    if not isinstance(text, str):
-        raise SourceError(f"document {number}: a text row is {{'text': ...}}, found the keys {sorted(row)}.")
-    return text
+def list_text_splits(corpus: str, root: Path) -> list[str]:
+    """The splits of a corpus under the data root; empty if it is not there."""
+    return sorted(split_files(root / "text" / corpus))
 
 
 def open_text(corpus: str, split: str, root: Path) -> TextPieces:

@@ -14,7 +14,7 @@ All faults of a file are collected and told at once. How a row is turned into fi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ _TASK_KEYS = (
     "name published_name shape source adapt adapter keep splits rows templates category languages held_out notes"
 ).split()
 _SOURCE_KEYS = ("config", "revision", "license")
+_TEXT_KEYS = ("published_name", "adapter", "keep", "category", "notes")
 _NAME = re.compile(r"[a-z0-9_]+")
 
 
@@ -93,24 +94,37 @@ def parse_card(document: Document) -> tuple[list[Task], list[str]]:
     data = document.data
     if not isinstance(data, dict):
         if not document.faults:
-            faults.add(f"a card is a mapping with the keys {list(_CARD_KEYS)}, found {type(data).__name__}.")
+            found = "an empty file" if data is None else type(data).__name__
+            faults.add(f"a card is a mapping with the keys {list(_CARD_KEYS)}, found {found}.")
         return [], faults.found
     _check_keys(data, _CARD_KEYS, faults)
     family = data.get("family")
     if family not in FAMILIES:
-        faults.add(f"family is {family!r}; it must be one of {list(FAMILIES)}.", "family")
-    tasks = []
-    for number, entry in enumerate(data.get("tasks") or []):
-        task = _parse_task(str(family), data.get("defaults") or {}, entry, number, faults)
-        if task is not None:
-            tasks.append(task)
-    return tasks, faults.found
+        near = did_you_mean(str(family), FAMILIES)
+        faults.add(f"family is {family!r}; it must be one of {list(FAMILIES)}.{near}", "family")
+    defaults = _mapping(data, "defaults", faults)
+    _check_keys(defaults, _TASK_KEYS, faults, "defaults")
+    entries = data.get("tasks")
+    if not isinstance(entries, list) or not entries:
+        faults.add(f"tasks is {entries!r}; it is a list with at least one task.", "tasks")
+        entries = []
+    parsed = [_parse_task(str(family), defaults, entry, number, faults) for number, entry in enumerate(entries)]
+    return [task for task in parsed if task is not None], list(dict.fromkeys(faults.found))
 
 
-def _check_keys(mapping: Mapping[str, Any], known: Any, faults: CardFaults, *address: str | int) -> None:
+def _mapping(data: Mapping[str, Any], key: str, faults: CardFaults, *address: str | int) -> dict[str, Any]:
+    """data[key] as a mapping; one that is not there or is something else (a fault) reads as empty."""
+    value = data.get(key)
+    if value is not None and not isinstance(value, dict):
+        faults.add(f"{key} is {value!r}; a mapping is wanted.", *address, key)
+    return value if isinstance(value, dict) else {}
+
+
+def _check_keys(mapping: Mapping[str, Any], known: Sequence[str], faults: CardFaults, *address: str | int) -> None:
     for name in mapping:
         if name not in known:
-            faults.add(f"unknown key {name!r}.{did_you_mean(name, known)}", *address, name)
+            near = did_you_mean(name, known) or f" The keys here are {list(known)}."
+            faults.add(f"unknown key {name!r}.{near}", *address, name)
 
 
 def _parse_task(family: str, defaults: Mapping[str, Any], entry: Any, number: int, faults: CardFaults) -> Task | None:
@@ -119,40 +133,45 @@ def _parse_task(family: str, defaults: Mapping[str, Any], entry: Any, number: in
         faults.add(f"a task is a mapping, found {entry!r}.", "tasks", number)
         return None
     _check_keys(entry, _TASK_KEYS, faults, "tasks", number)
-    if number == 0:
-        _check_keys(defaults, _TASK_KEYS, faults, "defaults")
-    lines = _Lines(entry, number, faults)
-    merged = {**defaults, **entry, "source": {**(defaults.get("source") or {}), **(entry.get("source") or {})}}
+    sources = _mapping(defaults, "source", faults, "defaults"), _mapping(entry, "source", faults, "tasks", number)
+    merged = {**defaults, **entry, "source": {**sources[0], **sources[1]}}
+    task = _build_task(family, merged, _Lines(entry, defaults, number, faults))
+    return task if len(faults.found) == before else None
+
+
+def _build_task(family: str, merged: Mapping[str, Any], lines: _Lines) -> Task | None:
     name = merged.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         lines.add(f"name is {name!r}; it must be text of [a-z0-9_].", "name")
-        return None
-    shape = _parse_shape(merged, lines)
-    source = _parse_source(merged["source"], lines)
-    adapt = _parse_adapt(family, merged, shape, lines)
+    held_out = merged.get("held_out", False)
+    if not isinstance(held_out, bool):
+        lines.add(f"held_out is {held_out!r}; it is true or false.", "held_out")
+    shape, source = _parse_shape(merged, lines), _parse_source(merged["source"], lines)
     splits, reserve = _parse_splits(merged, lines)
-    templates = _text_list(merged, "templates", lines)
-    languages = _text_list(merged, "languages", lines)
-    if len(faults.found) > before or shape is None or source is None:
+    text = {key: _text(merged, key, lines) for key in _TEXT_KEYS}
+    parts: dict[str, Any] = {
+        "adapt": _parse_adapt(family, merged, shape, lines),
+        "rows": _parse_rows(merged, lines),
+        "templates": _text_list(merged, "templates", lines),
+        "languages": _text_list(merged, "languages", lines),
+    }
+    if shape is None or source is None:
         return None
     return Task(
-        name=name,
+        name=str(name),
         family=family,
         shape=shape,
         source=source,
-        published_name=str(merged.get("published_name", name)),
-        category=str(merged.get("category", "")),
-        adapt=adapt,
-        adapter=merged.get("adapter"),
-        keep=merged.get("keep"),
+        published_name=text["published_name"] or str(name),
+        category=text["category"] or "",
+        adapter=text["adapter"],
+        keep=text["keep"],
         splits=splits,
         reserve=reserve,
-        rows=merged.get("rows") or {},
-        templates=templates,
-        languages=languages,
-        held_out=merged.get("held_out") in (True, "true"),
-        notes=str(merged.get("notes", "")),
-        where=faults.document.at("tasks", number, "name"),
+        held_out=held_out,
+        notes=text["notes"] or "",
+        where=lines.faults.document.at("tasks", lines.number, "name"),
+        **parts,
     )
 
 
@@ -161,18 +180,20 @@ class _Lines:
     """Finds the line of a key that may stand in the task's entry or in the defaults."""
 
     entry: Mapping[str, Any]
+    defaults: Mapping[str, Any]
     number: int
     faults: CardFaults
 
     def add(self, message: str, key: str, *rest: str | int) -> None:
         own = key in self.entry and (not rest or ("tasks", self.number, key, *rest) in self.faults.document.lines)
-        self.faults.add(message, *(("tasks", self.number) if own else ("defaults",)), key, *rest)
+        inherited = not own and key in self.defaults
+        self.faults.add(message, *(("defaults",) if inherited else ("tasks", self.number)), key, *rest)
 
 
 def _parse_shape(merged: Mapping[str, Any], lines: _Lines) -> Shape | None:
     name = merged.get("shape")
-    if name in SHAPES:
-        return SHAPES[str(name)]
+    if isinstance(name, str) and name in SHAPES:
+        return SHAPES[name]
     near = did_you_mean(str(name), SHAPES)
     lines.add(f"there is no shape {name!r}.{near} The shapes are {sorted(SHAPES)}.", "shape")
     return None
@@ -201,9 +222,10 @@ def _parse_source(data: Mapping[str, Any], lines: _Lines) -> Source | None:
 
 def _parse_adapt(family: str, merged: Mapping[str, Any], shape: Shape | None, lines: _Lines) -> Mapping[str, Any]:
     adapt = merged.get("adapt") or {}
-    if merged.get("adapter") is not None and merged["adapter"] not in ADAPTERS:
-        near = did_you_mean(str(merged["adapter"]), ADAPTERS)
-        lines.add(f"there is no adapter {merged['adapter']!r}.{near} They are {sorted(ADAPTERS)}.", "adapter")
+    adapter = merged.get("adapter")
+    if isinstance(adapter, str) and adapter not in ADAPTERS:
+        near = did_you_mean(adapter, ADAPTERS)
+        lines.add(f"there is no adapter {adapter!r}.{near} They are {sorted(ADAPTERS)}.", "adapter")
     if not isinstance(adapt, dict):
         lines.add(f"adapt is {adapt!r}; it maps the fields of the shape to text.", "adapt")
         return {}
@@ -238,16 +260,42 @@ def _check_adapt_value(name: str, value: Any, shape: Shape | None, lines: _Lines
 
 
 def _parse_splits(merged: Mapping[str, Any], lines: _Lines) -> tuple[dict[str, str], int]:
-    splits = dict(merged.get("splits") or {})
-    splits.pop("flan2021", None)  # the slices of Flan 2021, kept in the card beside the plain ones
-    reserve = splits.pop("reserve", 0)
-    if not isinstance(reserve, int) or reserve < 0:
+    given = merged.get("splits") or {}
+    if not isinstance(given, dict):
+        lines.add(f"splits is {given!r}; it maps our names of splits to the source's.", "splits")
+        return {}, 0
+    splits = {name: value for name, value in given.items() if name not in ("flan2021", "reserve")}
+    reserve = given.get("reserve", 0)
+    if not _is_count(reserve):
         lines.add(f"splits.reserve is {reserve!r}; it is a number of rows.", "splits", "reserve")
-        reserve = 0
+    elif reserve and "validation" in splits:
+        lines.add(
+            "splits names a validation split and reserves one from train. Delete one of them.", "splits", "reserve"
+        )
     for name, value in splits.items():
         if not isinstance(value, str):
             lines.add(f"splits.{name} is {value!r}; it names a split of the source.", "splits", name)
     return splits, reserve
+
+
+def _parse_rows(merged: Mapping[str, Any], lines: _Lines) -> dict[str, int]:
+    rows = merged.get("rows") or {}
+    if not isinstance(rows, dict) or not all(_is_count(value) for value in rows.values()):
+        lines.add(f"rows is {rows!r}; it maps splits to numbers of rows.", "rows")
+        return {}
+    return rows
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _text(merged: Mapping[str, Any], key: str, lines: _Lines) -> str | None:
+    value = merged.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    lines.add(f"{key} is {value!r}, a {type(value).__name__}, where text is wanted: quote it.", key)
+    return None
 
 
 def _text_list(merged: Mapping[str, Any], key: str, lines: _Lines) -> tuple[str, ...]:

@@ -62,9 +62,15 @@ class Catalog(Mapping[str, Task]):
         else:
             return [self[pattern]]
         if not found:
-            values = sorted({t.family for t in self._tasks.values()})
-            raise CardError(f"no task matches {pattern!r}. Families are {values}.")
+            raise CardError(f"no task matches {pattern!r}.{self._near(kind if mark else '', value)}")
         return found
+
+    def _near(self, kind: str, value: str) -> str:
+        known = sorted({getattr(t, kind) for t in self._tasks.values()}) if kind in ("family", "category") else []
+        listed = (
+            f" Families are {known}." if kind == "family" else " `flan-tune tasks list --json` prints what there is."
+        )
+        return did_you_mean(value, known) or listed
 
     def counted(self) -> list[Task]:
         """The tasks of the four families of the Flan collection."""
@@ -91,15 +97,29 @@ def _load(task_paths: tuple[str, ...]) -> Catalog:
             found, card_faults = read_card(path)
             faults += card_faults
             for task in found:
-                if task.name in tasks:
-                    first = tasks[task.name].where
+                first = tasks.setdefault(task.name, task)
+                if first is not task:
                     faults.append(
-                        f"{task.where}: task {task.name!r} is already defined in {first}. Rename one of them."
+                        f"{task.where}: task {task.name!r} is already defined in {first.where}. Rename one of them."
                     )
-                tasks[task.name] = task
+    faults += _published_faults(tasks)
     if faults:
         raise CardError(*faults)
     return Catalog(tasks.values())
+
+
+def _published_faults(tasks: Mapping[str, Task]) -> list[str]:
+    """A published name finds one task: it is neither another's published name nor another's name."""
+    owners: dict[str, Task] = {}
+    faults = []
+    for task in tasks.values():
+        other = owners.setdefault(task.published_name, tasks.get(task.published_name, task))
+        if other is not task:
+            faults.append(
+                f"{task.where}: published_name {task.published_name!r} belongs to task {other.name!r} in "
+                f"{other.where}. Correct one of them."
+            )
+    return faults
 
 
 def _text_task(corpus: str) -> Task:
@@ -114,8 +134,16 @@ def _entry_point_folders() -> list[Path]:
 
     folders = []
     for point in entry_points(group="flan_tune.tasks"):
-        module = point.load()
-        folders += [Path(place) for place in getattr(module, "__path__", [])]
+        try:
+            module = point.load()
+        except (ImportError, AttributeError) as error:
+            raise CardError(
+                f"entry point {point.name!r} of flan_tune.tasks names {point.value!r}, which cannot be imported: "
+                f"{error}. Correct it, or uninstall that package."
+            ) from None
+        if not getattr(module, "__path__", None):
+            raise CardError(f"entry point {point.name!r} of flan_tune.tasks must name a package that holds cards.")
+        folders += [Path(place) for place in module.__path__]
     return folders
 
 
@@ -146,7 +174,7 @@ def _read_index(path: Path, pattern: Task) -> tuple[list[Task], list[str]]:
         if reader.fieldnames != _INDEX_COLUMNS:
             return [], [f"{_short(path)}:1: columns are {reader.fieldnames}, wanted {_INDEX_COLUMNS}."]
         for line, row in enumerate(reader, start=2):
-            if None in row.values() or not row["rows"].isdigit():
+            if None in row or None in row.values() or not row["rows"].isdigit():
                 faults.append(f"{_short(path)}:{line}: {len(_INDEX_COLUMNS)} columns with a row count are wanted.")
                 continue
             tasks.append(_indexed_task(pattern, row, f"{_short(path)}:{line}"))
