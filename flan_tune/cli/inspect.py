@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flan_tune.checks.preflight import check_recipe, pack_settings
-from flan_tune.errors import StreamError
+from flan_tune.errors import RecipeError, StreamError, did_you_mean
 from flan_tune.packing.compile import open_tokenizer
+from flan_tune.packing.fingerprint import changed_parts, fingerprint_parts
 from flan_tune.packing.store import Pack, PackReader, open_packs
 from flan_tune.tokens.tokenizer import Tokenizer
 
@@ -24,14 +26,21 @@ def inspect_command(
     packs: str | None,
     as_json: bool,
 ) -> None:
-    """Prints one pack with its segments, or the packs of a step in short."""
+    """Prints one pack with its segments, or the packs of a step in short. `pack`, `step`, `task`: at most one."""
+    if sum(choice is not None for choice in (pack, step, task)) > 1:
+        raise RecipeError("give one of --pack, --step and --task, not several.")
     recipe = check_recipe(path, overrides).require()
     settings = pack_settings(recipe, packs)
     reader = open_packs(settings.packs_dir)
     tokenizer = open_tokenizer(settings)
+    changed = changed_parts(reader.manifest["fingerprint_parts"], fingerprint_parts(settings, tokenizer.fingerprint))
+    if changed:
+        print(
+            f"note: these packs were made by another recipe than today's; changed: {', '.join(changed)}.",
+            file=sys.stderr,
+        )
     if step is not None:
-        size = recipe.training.global_batch_size
-        numbers = list(range(step * size, min((step + 1) * size, reader.num_packs)))
+        numbers = _numbers_of_step(reader, step, recipe.training.global_batch_size)
     else:
         numbers = [_find_task(reader, task) if task else (pack or 0)]
     described = [_describe(reader, number, tokenizer) for number in numbers]
@@ -43,6 +52,14 @@ def inspect_command(
         _print_segments(described[0])
 
 
+def _numbers_of_step(reader: PackReader, step: int, size: int) -> list[int]:
+    numbers = list(range(step * size, min((step + 1) * size, reader.num_packs)))
+    if not numbers:
+        last = (reader.num_packs - 1) // size
+        raise StreamError(f"{reader.directory}: there is no step {step}; the packs are for steps 0 to {last}.")
+    return numbers
+
+
 def _find_task(reader: PackReader, task: str) -> int:
     names = [record["name"] for record in reader.manifest["tasks"]]
     if task in names:
@@ -50,7 +67,7 @@ def _find_task(reader: PackReader, task: str) -> int:
         for number in range(reader.num_packs):
             if wanted in reader.pack(number).task:
                 return number
-    raise StreamError(f"{reader.directory}: no pack holds the task {task!r}.")
+    raise StreamError(f"{reader.directory}: no pack holds the task {task!r}.{did_you_mean(task, names)}")
 
 
 def _describe(reader: PackReader, number: int, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -115,15 +132,17 @@ def _print_segments(described: dict[str, Any]) -> None:
         f"{described['target_tokens']} targets, {len(described['segments'])} segments"
     )
     for number, s in enumerate(described["segments"]):
+        cut = f" cut {s['cut']}" if s["cut"] else ""
         console.print(
             Text(
-                f"\n[{number}] {s['task']} row {s['row']} epoch {s['epoch']} cut {s['cut']}  {s['kind']}  "
-                f"{s['presentation']}  {s['template']}  shots {s['shots']}  "
-                f"{s['input_tokens']} + {s['tokens'] - s['input_tokens']} tokens",
+                f"\n[{number}] {s['task']} row {s['row']} epoch {s['epoch']}{cut}: {s['kind']}, {s['presentation']}, "
+                f"template {s['template'] or 'none'}, {s['shots']} shots, "
+                f"{s['input_tokens']} input + {s['tokens'] - s['input_tokens']} other tokens",
                 style="bold",
             )
         )
-        console.print(Text(s["inputs"], style="cyan"))
+        if s["inputs"]:
+            console.print(Text(s["inputs"], style="cyan"))
         console.print(Text("-> " + s["targets"], style="green"))
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flan_tune.errors import RecipeError, did_you_mean
+from flan_tune.errors import RecipeError, RowError, did_you_mean
 from flan_tune.mixtures.mixture import load_mixture
-from flan_tune.packing.stream import ExampleStream
+from flan_tune.packing.stream import Entry, ExampleStream
 from flan_tune.prompts.present import PRESENTATIONS, Example, Presenter
 from flan_tune.prompts.template import load_templates
 from flan_tune.sources.rows import describe_status, find_data_root, open_task
 from flan_tune.tasks.card import Task
 from flan_tune.tasks.catalog import load_catalog
+
+_LISTED = 10
 
 
 def list_command(
@@ -78,7 +81,15 @@ def show_command(
     if not presenter.supports(presentation):
         able = [known for known in PRESENTATIONS if presenter.supports(known)]
         raise RecipeError(f"task {task.name!r} has no wordings for {presentation!r}; it supports {able}.")
-    example = presenter.example(index, 0, presentation, shots, template)
+    if shots is not None and not PRESENTATIONS[presentation].few_shot:
+        raise RecipeError(f"{style!r} shows no exemplars; for --shots choose --style few-shot or cot-few-shot.")
+    ids = [known.id for known in presenter.templates.by_role.get(PRESENTATIONS[presentation].role, ())]
+    if template and template not in ids:
+        raise RecipeError(f"there is no template {template!r} for this.{did_you_mean(template, ids)} They are {ids}.")
+    try:
+        example = presenter.example(index, 0, presentation, shots, template)
+    except RowError as error:
+        raise RecipeError(f"row {index} cannot be shown by {presentation!r}: {error}. Try another --index.") from None
     _print_example(example, as_json)
 
 
@@ -86,15 +97,18 @@ def _print_example(example: Example, as_json: bool) -> None:
     inputs, targets = example.text()
     if as_json:
         names = ("task", "row", "epoch", "presentation", "role", "template", "options_style", "shots", "exemplar_rows")
-        print(json.dumps({"inputs": inputs, "targets": targets, **{n: getattr(example, n) for n in names}}))
+        record = {"inputs": inputs, "targets": targets, **{n: getattr(example, n) for n in names}}
+        print(json.dumps(record, ensure_ascii=False))
         return
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    shown = f"{example.presentation}, template {example.template}, options {example.options_style or 'off'}"
-    console.print(Text(f"{example.task} row {example.row}: {shown}, {example.shots} shots", style="bold"))
-    console.print(Text(inputs, style="cyan"))
+    shown = f"{example.presentation}, template {example.template or 'none'}, options {example.options_style or 'off'}"
+    rows = f" (rows {', '.join(map(str, example.exemplar_rows))})" if example.shots else ""
+    console.print(Text(f"{example.task} row {example.row}: {shown}, {example.shots} shots{rows}", style="bold"))
+    if inputs:
+        console.print(Text(inputs, style="cyan"))
     console.print(Text("-> " + targets, style="green"))
 
 
@@ -110,13 +124,37 @@ def mixture_command(file: Path, task_paths: Sequence[str], data_root: str | None
             "family": entry.task.family,
             "share": entry.share / total,
             "rows": len(entry.presenter.rows),
-            "presentations": [n for n in entry.presentations if entry.presenter.supports(n)],
+            "presentations": _shown(entry),
         }
         for entry in stream.entries
     ]
     if as_json:
-        print(json.dumps({"tasks": records, "left_out": dict(mixture.left_out), "dropped": stream.dropped}))
+        left_out = dict(mixture.left_out)
+        print(json.dumps({"tasks": records, "left_out": left_out, "dropped": stream.dropped}, ensure_ascii=False))
         return
     for record in sorted(records, key=lambda r: (r["family"], -r["share"])):
         print(f"{record['name']:58s} {record['family']:10s} {record['share']:8.4%} {record['rows']:>9,} rows")
-    print(f"{len(records)} tasks; {len(mixture.left_out)} left out, {len(stream.dropped)} without data")
+    print(f"{len(records)} tasks; shares are of examples, before any is dropped for its length")
+    _print_presentations(records)
+    _print_absent("left out", mixture.left_out)
+    _print_absent("no data", stream.dropped)
+
+
+def _shown(entry: Entry) -> dict[str, float]:
+    """The presentations a task gets, with their effective shares."""
+    able = {name: share for name, share in entry.presentations.items() if share > 0 and entry.presenter.supports(name)}
+    return {name: share / sum(able.values()) for name, share in able.items()}
+
+
+def _print_presentations(records: Sequence[dict[str, Any]]) -> None:
+    """A line for each different set of presentations, with how many tasks are shown so."""
+    counts = Counter(tuple(record["presentations"].items()) for record in records)
+    for shares, count in counts.most_common():
+        print(f"shown as  {', '.join(f'{name} {share:.1%}' for name, share in shares)} ({count} tasks)")
+
+
+def _print_absent(title: str, reasons: Mapping[str, str]) -> None:
+    for name, reason in list(reasons.items())[:_LISTED]:
+        print(f"{title:9s} {name}: {reason}")
+    if len(reasons) > _LISTED:
+        print(f"{title:9s} and {len(reasons) - _LISTED} more; --json lists all")

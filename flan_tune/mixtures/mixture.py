@@ -91,8 +91,6 @@ def read_mixture(
     path: str | Path, catalog: Catalog, presentations: Collection[str], above: tuple[str, ...] = ()
 ) -> tuple[Mixture | None, list[str]]:
     """The mixture and its faults, for callers that collect faults of several files. `above` nests it."""
-    if any(Path(path).resolve() == Path(one).resolve() for one in above):
-        return None, [f"{path}: this mixture nests itself, by way of {' -> '.join(above)}."]
     document = strict_yaml.read_file(path)
     reader = _Reader(document, catalog, presentations, (*above, str(path)))
     return reader.read(), reader.faults
@@ -264,6 +262,10 @@ class _Reader:
         path = Path(self.document.path).parent / str(entry["mixture"])
         if not path.exists():
             self.fault(f"there is no mixture file {str(path)!r}. Check the path.", "members", number, "mixture")
+            return []
+        if any(path.resolve() == Path(one).resolve() for one in self.above):
+            way = " -> ".join([*self.above, str(path)])
+            self.fault(f"this mixture nests itself: {way}.", "members", number, "mixture")
             return []
         mixture, faults = read_mixture(path, self.catalog, self.presentations, self.above)
         self.faults += [fault for fault in faults if fault not in self.faults]

@@ -204,7 +204,10 @@ def open_packs(directory: str | Path) -> PackReader:
     """The sealed packs in `directory`. Raises StreamError if there are none."""
     path = Path(directory) / "manifest.json"
     if not path.exists():
-        raise StreamError(f"{directory}: there are no sealed packs here (no manifest.json).")
+        raise StreamError(
+            f"{directory}: there are no sealed packs here (no manifest.json). "
+            "Make them with `flan-tune prepare RECIPE`."
+        )
     return PackReader(Path(directory), json.loads(path.read_text(encoding="utf-8")))
 
 

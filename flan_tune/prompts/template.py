@@ -43,7 +43,7 @@ _DEFAULT_TARGETS = {
 }
 _KEYS = ("input", "target", "head")
 _NO_CHOICES = "\0"
-_PLACE_OF_CHOICES = re.compile(rf"(\s*){_NO_CHOICES}(\s*)")
+_PLACE_OF_CHOICES = re.compile(rf"\s*(?:{_NO_CHOICES}\s*)+")
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Template:
 
 
 def _one_gap(place: re.Match[str]) -> str:
-    """What is left where options are not shown: the larger gap on either side; nothing at the edges of the text."""
+    """What is left where options are not shown: the largest gap round them; nothing at the edges of the text."""
     if place.start() == 0 or place.end() == len(place.string):
         return ""
-    return max(place.groups(), key=lambda gap: (gap.count("\n"), len(gap)))
+    return max(place[0].split(_NO_CHOICES), key=lambda gap: (gap.count("\n"), len(gap)))
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ def _read_sets(path: str, file: str) -> dict[str, tuple[Shape, tuple[Template, .
     faults = list(document.faults)
     sets = {}
     for name, data in _mapping(document.data, document, faults).items():
-        data = _mapping(data, document, faults, name)
+        if not _mapping(data, document, faults, name):
+            continue
         shape_name = str(data.get("shape"))
         if shape_name not in SHAPES:
             near = did_you_mean(shape_name, SHAPES)

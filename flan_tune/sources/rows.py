@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from flan_tune.errors import RowError, SourceError, did_you_mean
 from flan_tune.sources.hub import open_hub
-from flan_tune.sources.mirror import list_splits, open_mirror
+from flan_tune.sources.mirror import list_splits, open_files, open_mirror
 from flan_tune.sources.natural_instructions import open_natural_instructions
 from flan_tune.sources.procedural.registry import ProceduralRows
 from flan_tune.sources.text import list_text_splits, open_text
@@ -69,7 +69,7 @@ def open_rows(task: Task, split: str, data_root: Path | None) -> Rows:
         assert data_root is not None
         rows = open_mirror(source.name, source.config, wanted, data_root)
     else:
-        rows = open_mirror(source.name, source.config, wanted, _card_folder(task))
+        rows = _open_beside(task, wanted)
     if part is not None and len(rows) <= task.reserve:
         raise SourceError(
             f"{task.where}: task {task.name!r} reserves {task.reserve} rows for validation, but its train split has "
@@ -90,9 +90,23 @@ def _source_split(task: Task, split: str) -> tuple[str, slice | None]:
     return name, slice(0, -task.reserve) if task.reserve and split == "train" else None
 
 
-def _card_folder(task: Task) -> Path:
-    """Where the rows of a `file` source lie: beside the card, in the layout of a data root."""
-    return Path(task.where.rpartition(":")[0]).parent
+def _open_beside(task: Task, split: str) -> Rows:
+    """Rows that lie beside the card: one file, which is the split 'train', or a folder in a data root's layout."""
+    folder, name = Path(task.where.rpartition(":")[0]).parent, task.source.name
+    path = folder / name
+    if path.is_dir():
+        return open_mirror(name, task.source.config, split, folder)
+    if not path.is_file() or not name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
+        raise SourceError(
+            f"{task.where}: source.file is {name!r}; there is no .jsonl, .jsonl.gz or .parquet file and no folder of "
+            f"that name in {folder}. Paths are relative to the card."
+        )
+    if split != "train":
+        raise SourceError(
+            f"{task.where}: {name!r} is one file, which is the split 'train'; there is no split {split!r}. Set aside "
+            "rows for validation with splits.reserve, or name a folder with a file for each split."
+        )
+    return open_files([path])
 
 
 def _need_root(task: Task, data_root: Path | None) -> Path:

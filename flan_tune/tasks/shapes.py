@@ -49,6 +49,17 @@ def _check_value(name: str, value: Any) -> None:
             raise RowError("empty list", f"{name!r} is {value!r}, a list with members is wanted")
     elif not isinstance(value, str):
         raise RowError("not text", f"{name!r} is {value!r}, text is wanted")
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and not text.isascii():
+            _check_unicode(name, text)
+
+
+def _check_unicode(name: str, text: str) -> None:
+    """JSON may spell half of a surrogate pair, which no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError("not text", f"{name!r} holds {text[error.start]!r}, half of a surrogate pair") from None
 
 
 def _check_options(options: list[Any], answer: str) -> None:

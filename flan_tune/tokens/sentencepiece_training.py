@@ -48,10 +48,9 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        problem = str(error).splitlines()[-1]
         raise RecipeError(
-            f"a sentencepiece model of {vocab_size} pieces cannot be trained on these texts: {problem} "
-            "Lower tokenizer.train.vocab_size, or give it more text."
+            f"a sentencepiece model of {vocab_size} pieces cannot be trained on these texts: {error} "
+            "Change tokenizer.train.vocab_size, or give it more text."
         ) from None
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / SENTENCEPIECE_FILE

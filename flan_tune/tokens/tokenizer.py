@@ -2,7 +2,8 @@
 
 Besides text it knows the tokens UL2R needs (sentinels, mode tokens) and keeps that choice in
 `flan_tune_tokens.json` beside the tokenizer's own files, so that a later stage finds the same ids.
-No torch here. Training a new sentencepiece model is in sentencepiece_training.py.
+No torch here. Training a new sentencepiece model is in sentencepiece_training.py, its form for transformers in
+conversion.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flan_tune.errors import RecipeError
+from flan_tune.tokens.conversion import save_for_transformers
 
 MODE_TOKENS = ("[S2S]", "[NLU]", "[NLG]")  # the literal strings of U-PaLM, section 2.3 (arXiv:2210.11399)
 SPECIALS_FILE = "flan_tune_tokens.json"
@@ -29,7 +31,10 @@ Ids = npt.NDArray[np.int32]
 
 
 class _Backend(Protocol):
-    """What a back-end must give: plain text <-> ids, and the ids of its own special tokens."""
+    """What a back-end must give: plain text <-> ids, and the ids of its own special tokens.
+
+    `token_id` is the id of a token by its name, below `size`, or None. `special_ids` never come from a text.
+    """
 
     size: int
     pad_id: int
@@ -37,6 +42,9 @@ class _Backend(Protocol):
     bos_id: int | None
     files_hash: str
 
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+    def token_id(self, name: str) -> int | None: ...
     def encode_batch(self, texts: list[str]) -> list[Ids]: ...
     def decode(self, ids: list[int]) -> str: ...
     def save(self, directory: Path, added: Sequence[str]) -> None: ...
@@ -98,7 +106,7 @@ class Tokenizer:
         return hashlib.sha256(f"{self.backend.files_hash} {json.dumps(choice)}".encode()).hexdigest()
 
     def encode_batch(self, texts: list[str]) -> list[Ids]:
-        """Ids of each text, int32, without any special token."""
+        """Ids of each text, int32, without any special token, even where a text spells one: it is data."""
         return self.backend.encode_batch(texts)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -108,9 +116,10 @@ class Tokenizer:
     def with_special_tokens(self, *, sentinels: str, num_sentinels: int, mode_tokens: bool) -> Tokenizer:
         """This tokenizer with UL2R's tokens. One that has them already is returned as it is, if they are the same.
 
-        sentinels: "new" adds `<extra_id_0>...`; "reuse_last" takes the last sub-words of the vocabulary, as U-PaLM
-            did (appendix 11.3): no new embeddings, at the price of text that happens to hold those pieces.
-        Raises: RecipeError if an earlier stage chose otherwise.
+        sentinels: "new" adds `<extra_id_0>...`, where the vocabulary does not hold it (T5's does); "reuse_last" takes
+            the last sub-words of the vocabulary, as U-PaLM did (appendix 11.3): no new embeddings, at the price of
+            text that happens to hold those pieces.
+        Raises: RecipeError if an earlier stage chose otherwise, or the vocabulary has too few sub-words.
         """
         wanted = self._choose(sentinels, num_sentinels, mode_tokens)
         if self.special == SpecialTokens() or self.special == wanted:
@@ -123,14 +132,20 @@ class Tokenizer:
         )
 
     def _choose(self, sentinels: str, num_sentinels: int, mode_tokens: bool) -> SpecialTokens:
-        size = self.backend.size
         modes = MODE_TOKENS if mode_tokens else ()
-        mode_ids = {name: size + i for i, name in enumerate(modes)}
-        if sentinels == "reuse_last":
-            return SpecialTokens(modes, tuple(size - 1 - i for i in range(num_sentinels)), mode_ids)
-        start = size + len(modes)
-        names = tuple(f"<extra_id_{i}>" for i in range(num_sentinels))
-        return SpecialTokens(modes + names, tuple(range(start, start + num_sentinels)), mode_ids)
+        names = tuple(f"<extra_id_{i}>" for i in range(num_sentinels)) if sentinels == "new" else ()
+        added = tuple(name for name in modes + names if self.backend.token_id(name) is None)
+        ids = {name: self.backend.size + i for i, name in enumerate(added)}
+        ids |= {name: known for name in modes + names if (known := self.backend.token_id(name)) is not None}
+        sentinel_ids = tuple(ids[name] for name in names) if sentinels == "new" else self._last_pieces(num_sentinels)
+        return SpecialTokens(added, sentinel_ids, {name: ids[name] for name in modes})
+
+    def _last_pieces(self, count: int) -> tuple[int, ...]:
+        special = self.backend.special_ids
+        pieces = [i for i in reversed(range(self.backend.size)) if i not in special]
+        if count > len(pieces):
+            raise RecipeError(f"{count} sentinels are asked for, the vocabulary has {len(pieces)} sub-words to reuse.")
+        return tuple(pieces[:count])
 
     def save(self, directory: Path) -> None:
         """Writes files that `load_tokenizer` and `transformers.AutoTokenizer` both read."""
@@ -178,6 +193,15 @@ class SentencePieceBackend:
         self.bos_id: int | None = self._model.bos_id() if self._model.bos_id() >= 0 else None
         self.pad_id: int = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
 
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        model = self._model
+        return frozenset(i for i in range(self.size) if model.is_control(i) or model.is_unknown(i) or model.is_byte(i))
+
+    def token_id(self, name: str) -> int | None:
+        found = int(self._model.piece_to_id(name))
+        return None if found == self._model.unk_id() else found
+
     def encode_batch(self, texts: list[str]) -> list[Ids]:
         return [np.array(ids, dtype=np.int32) for ids in self._model.encode(texts, num_threads=1)]
 
@@ -188,23 +212,14 @@ class SentencePieceBackend:
         target = directory / SENTENCEPIECE_FILE
         if target.resolve() != self.path.resolve():
             shutil.copyfile(self.path, target)
-        _save_for_transformers(directory, added, self.size)
-
-
-def _save_for_transformers(directory: Path, added: Sequence[str], size: int) -> None:
-    """Adds tokenizer.json, so that `AutoTokenizer` reads the folder. It gives the ids sentencepiece gives, except
-    that text with leading spaces loses one of them, and spellings of special tokens in a text become those tokens."""
-    from transformers import AddedToken, LlamaTokenizer
-
-    converted = LlamaTokenizer.from_pretrained(str(directory), pad_token="<pad>")
-    if len(converted) != size:
-        raise RuntimeError(f"the converted tokenizer has {len(converted)} ids, the sentencepiece model {size}")
-    converted.add_tokens([AddedToken(name, special=True, normalized=False) for name in added], special_tokens=True)
-    converted.save_pretrained(str(directory))
+        save_for_transformers(target, directory, added)
 
 
 class HuggingFaceBackend:
-    """A fast tokenizer of the hub or of a folder, by `encode_batch_fast` (no offsets are computed)."""
+    """A fast tokenizer of the hub or of a folder, by `encode_batch_fast` (no offsets are computed).
+
+    `added` are the tokens an earlier stage added, which are not the back-end's own.
+    """
 
     def __init__(self, path: str, revision: str | None, added: Sequence[str]) -> None:
         from transformers import AutoTokenizer
@@ -214,7 +229,12 @@ class HuggingFaceBackend:
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RecipeError(f"{path!r}: no tokenizer can be loaded from here: {first}") from None
-        self._rust = self._tokenizer.backend_tokenizer
+        self._rust: Any = getattr(self._tokenizer, "backend_tokenizer", None)
+        if self._rust is None:
+            kind = type(self._tokenizer).__name__
+            raise RecipeError(f"{path!r}: {kind} has no fast form (tokenizer.json). Convert it with transformers.")
+        self._rust.no_truncation()  # some repositories ship a limit: it would cut targets in silence
+        self._rust.no_padding()
         self.size: int = len(self._tokenizer) - len(added)
         if self._tokenizer.eos_token_id is None:
             raise RecipeError(f"{path!r}: the tokenizer has no end-of-sequence token; a segment cannot be ended.")
@@ -222,7 +242,22 @@ class HuggingFaceBackend:
         self.bos_id: int | None = self._first_special()
         pad = self._tokenizer.pad_token_id
         self.pad_id: int = self.eos_id if pad is None else pad
-        self.files_hash = hashlib.sha256(self._rust.to_str().encode()).hexdigest()
+        self.files_hash = self._hash()
+
+    def _hash(self) -> str:
+        """Covers all but the tokens that a stage added, so that it stays the same when they are saved with it."""
+        data = json.loads(self._rust.to_str())
+        data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] < self.size]
+        text = json.dumps([data, self.eos_id, self.bos_id, self.pad_id], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(self._rust.get_added_tokens_decoder()) | {self.eos_id, self.pad_id}
+
+    def token_id(self, name: str) -> int | None:
+        found = self._rust.token_to_id(name)
+        return None if found is None or found >= self.size else int(found)
 
     def _first_special(self) -> int | None:
         bos = self._tokenizer.bos_token_id
@@ -230,11 +265,12 @@ class HuggingFaceBackend:
         return int(bos) if bos is not None and ids and ids[0] == bos else None
 
     def encode_batch(self, texts: list[str]) -> list[Ids]:
+        self._rust.encode_special_tokens = True  # "as text"; transformers resets it at each call of its own
         encoded = self._rust.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
 
     def decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def save(self, directory: Path, added: Sequence[str]) -> None:
         from transformers import AddedToken
