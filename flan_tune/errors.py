@@ -56,6 +56,10 @@ class RowError(FlanTuneError):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, str]]:
+        return type(self), (self.reason, self.detail)  # from its args alone the sentence would become the reason
 
 
 class StreamError(FlanTuneError):

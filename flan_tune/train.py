@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(__doc__)
         return 0 if arguments else EXIT_WRONG_USAGE
     path, *overrides = arguments
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; our own progress is a line per logging step
     output_dir: list[str] = []
     try:
         return _train(path, overrides, output_dir)

@@ -31,14 +31,14 @@ def task(name: str) -> Task:
     return load_catalog()[name]
 
 
-def make_tokenizer(folder: Path) -> Tokenizer:
+def make_tokenizer(folder: Path, vocab_size: int = 320) -> Tokenizer:
     """A sentencepiece tokenizer saved in `folder` as the package saves its own, but without files for transformers."""
     sentences = [f"The {word} sum of {n} and {n + 1} is {2 * n + 1}." for n in range(40) for word in ("small", "large")]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=model,
-        vocab_size=320,
+        vocab_size=vocab_size,
         model_type="bpe",
         byte_fallback=True,
         split_digits=True,

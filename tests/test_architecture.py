@@ -8,7 +8,6 @@ not load.
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from flan_tune.checks.preflight import check_recipe
 from flan_tune.cli.pipeline_file import load_pipeline
 from flan_tune.mixtures.mixture import load_mixture
 from flan_tune.prompts.present import PRESENTATIONS
-from flan_tune.sources.rows import DATA_ROOT_VARIABLE
 from flan_tune.tasks.catalog import load_catalog
 
 PACKAGE = Path(flan_tune.__file__).parent
@@ -211,10 +209,13 @@ def needs_data_root(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=short)
-def test_every_shipped_recipe_passes_the_preflight(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shipped_recipe_passes_the_preflight(
+    path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.chdir(REPOSITORY)  # paths in recipes begin at the repository
-    if needs_data_root(path) and not os.environ.get(DATA_ROOT_VARIABLE):
-        pytest.skip(f"{DATA_ROOT_VARIABLE} is not set: {short(path)} reads real data")
+    if needs_data_root(path):
+        request.node.add_marker(pytest.mark.mirror)
+        request.getfixturevalue("mirror")
     assert check_recipe(short(path)).faults == ()
 
 

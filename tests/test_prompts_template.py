@@ -114,6 +114,18 @@ def test_every_shipped_wording_shows_options_once_or_not_at_all(reference: str) 
             assert OPTIONS[0] in one.render_target(fields)
 
 
+WITH_OPTIONS = [name for name, (shape, _) in shipped_sets().items() if "options" in shape.required]
+
+
+@pytest.mark.parametrize("reference", WITH_OPTIONS)
+def test_options_do_not_come_between_a_label_and_the_answer(reference: str) -> None:
+    shape, templates = shipped_sets()[reference]
+    block = render_options(OPTIONS, "dashes")
+    for one in templates.by_role["answer"]:
+        before = one.render_input(marked_fields(shape), block).partition(f"\n{block}")[0]
+        assert not before.endswith(":"), f"{one.id}: put {{{{ choices }}}} before its last line"
+
+
 @pytest.mark.parametrize("reference", shipped_sets())
 def test_no_two_shipped_wordings_of_a_role_are_the_same(reference: str) -> None:
     for templates in shipped_sets()[reference][1].by_role.values():

@@ -45,6 +45,7 @@ def evaluate_command(
             raise RecipeError(f"there is no suite {name!r}.{did_you_mean(name, SUITES)} They are {', '.join(SUITES)}.")
     folder = output or _beside(model)
     built = [_suite(name, rows, shots, seen_by, data_root) for name in suites]  # wrong input is found before torch
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1" if Path(model).exists() else "0")
     from flan_tune.evaluation.lm import FlanTuneLM
     from flan_tune.evaluation.run import evaluate_model

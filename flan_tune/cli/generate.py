@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ def generate_command(
     asked = list(prompts) or [line.rstrip("\n") for line in sys.stdin]
     if not asked:
         raise RecipeError("there is no prompt. Give --prompt TEXT, or lines on standard input.")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from flan_tune.evaluation.lm import FlanTuneLM
     from flan_tune.models.generate import generate
 

@@ -243,9 +243,11 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(EXIT_WRONG_INPUT)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ending:
+        # typer turns Ctrl-C into exit code 130 without a word; what caused it is two exceptions back
+        if isinstance(getattr(ending.__context__, "__cause__", None), KeyboardInterrupt):
+            print("interrupted; run the same command again to go on.", file=sys.stderr)
+        raise
 
 
 _DISK_ERRORS = (28, 122)  # no space left on device, quota exceeded

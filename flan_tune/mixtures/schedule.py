@@ -2,9 +2,10 @@
 
 Shares become integers out of 2^40. Task d has had c_d(k) = floor(W_d * k * B / 2^40 + u_d) draws when block k
 begins, with a keyed offset u_d in [0, 1): counts never go down, are within one of the exact share at every block,
-and need no history. A block's draws are put in a keyed order; its length is B give or take a few.
+and need no history. The tasks of a block are put in a keyed order; its length is B give or take a few.
 
-Draw number c of a task is row permuted(c mod n) of epoch c // n: every row once before any row twice.
+Draw number c of a task, in the order of the stream, is row permuted(c mod n) of epoch c // n: every row once before
+any row twice.
 
     B = 8192, shares 3/4 and 1/4: block 0 holds 6144 draws of task 0 and 2048 of task 1 (one more or less).
 """
@@ -102,11 +103,12 @@ class Schedule:
         """All draws of one block, in order."""
         before = self.counts_before(number)
         counts = self.counts_before(number + 1) - before
-        task = np.repeat(np.arange(len(self.names)), counts)
+        grouped = np.repeat(np.arange(len(self.names)), counts)
         first = np.cumsum(counts) - counts
-        nth = before[task] + np.arange(len(task)) - first[task]
-        order = permutation(len(task), key(self.seed, "block order", number))
-        task, nth = task[order], nth[order]
+        nth_grouped = before[grouped] + np.arange(len(grouped)) - first[grouped]
+        task = grouped[permutation(len(grouped), key(self.seed, "block order", number))]
+        nth = np.empty_like(nth_grouped)
+        nth[np.argsort(task, kind="stable")] = nth_grouped  # a task's slots, left to right, get its draws in order
         epoch, place = np.divmod(nth, self._num_rows[task])
         row = permuted(place, self._num_rows[task], keys(self._row_keys[task], epoch))
         return Draw(task, epoch, row)

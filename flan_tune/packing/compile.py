@@ -279,7 +279,7 @@ _worker: list[Compiler] = []
 
 
 def _start_worker(settings: PackSettings) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent alone answers it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends workers at once and without a word; the parent speaks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.append(Compiler(settings))
 

@@ -21,6 +21,10 @@ from flan_tune.sources.rows import find_data_root
 from flan_tune.tasks import adapters
 from flan_tune.tasks.catalog import load_catalog
 
+# Raised whenever the code draws, renders, cuts or packs the same data otherwise: then packs made before are not what
+# today's code would make. The golden tests show when it has to be. 2: a task's rows come in the order of their epoch.
+STREAM_VERSION = 2
+
 
 def fingerprint_parts(settings: PackSettings, tokenizer_fingerprint: str) -> dict[str, str]:
     """Part name -> hash or plain value, for settings that can be opened.
@@ -41,6 +45,7 @@ def fingerprint_parts(settings: PackSettings, tokenizer_fingerprint: str) -> dic
         "separator": json.dumps(settings.separator),
         "data_seed": str(settings.data_seed),
         "store format": str(STORE_FORMAT),
+        "stream version": str(STREAM_VERSION),
     }
 
 

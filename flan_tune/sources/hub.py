@@ -38,9 +38,9 @@ def open_hub(name: str, config: str | None, split: str, revision: str | None) ->
     try:
         dataset = datasets.load_dataset(name, config, split=split, revision=revision)
     except Exception as error:  # datasets raises many kinds, from requests, hub and its own
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise SourceError(
-            f"{name!r} (config {config!r}, split {split!r}) cannot be loaded from the hub: {first} "
+            f"{name!r} (config {config!r}, split {split!r}) cannot be loaded from the hub: {first}. "
             "Without a network set FLAN_TUNE_DATA to a data root that holds it."
         ) from None
     return HubRows(dataset, f"{name} {config} {split} {revision}")

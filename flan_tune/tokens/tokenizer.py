@@ -8,6 +8,7 @@ conversion.py.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -275,7 +276,8 @@ class HuggingFaceBackend:
     def save(self, directory: Path, added: Sequence[str]) -> None:
         from transformers import AddedToken
 
+        tokenizer = copy.deepcopy(self._tokenizer)  # what is added for one choice of tokens is not there for another
         if added:
             tokens = [AddedToken(name, special=True, normalized=False) for name in added]
-            self._tokenizer.add_tokens(tokens, special_tokens=True)
-        self._tokenizer.save_pretrained(str(directory))
+            tokenizer.add_tokens(tokens, special_tokens=True)
+        tokenizer.save_pretrained(str(directory))

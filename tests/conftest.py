@@ -1,0 +1,38 @@
+"""Fixtures for all tests: a small data root in every layout, and the real one where FLAN_TUNE_DATA names it.
+
+The last line of a run says how many tests read real data: 'real-data tests: N run, M skipped (reason)'.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from small_data import build
+
+NO_MIRROR = "FLAN_TUNE_DATA is not set: the real data is not here"
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small data root of small_data.py, for reading. A test that changes files builds its own."""
+    return build(tmp_path_factory.mktemp("data_root"))
+
+
+@pytest.fixture
+def mirror() -> Path:
+    """The real data root. A test that asks for it is marked `mirror` and skipped where there is none."""
+    root = os.environ.get("FLAN_TUNE_DATA")
+    if not root:
+        pytest.skip(NO_MIRROR)
+    return Path(root)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Counts the tests marked `mirror`, on one process or many."""
+    reports = [one for kind in ("passed", "failed", "skipped") for one in terminalreporter.stats.get(kind, [])]
+    of_mirror = [one for one in reports if "mirror" in getattr(one, "keywords", {})]
+    skipped = [one.longrepr[2].removeprefix("Skipped: ") for one in of_mirror if one.skipped]
+    reason = f" ({'; '.join(dict.fromkeys(skipped))})" if skipped else ""
+    terminalreporter.write_line(f"real-data tests: {len(of_mirror) - len(skipped)} run, {len(skipped)} skipped{reason}")

@@ -1,0 +1,96 @@
+"""Natural Instructions files: rows with definition and examples beside them, and what is wrong with a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_data import INSTRUCTIONS
+
+from flan_tune.errors import RowError, SourceError
+from flan_tune.sources.natural_instructions import InstructionRows, open_natural_instructions
+from flan_tune.sources.rows import open_task
+from flan_tune.tasks.card import Source, Task
+from flan_tune.tasks.shapes import SHAPES
+
+ADAPT = {"definition": "{{ definition }}", "input": "{{ input }}", "references": "=output", "answer": "{{ output[0] }}"}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "task.json"
+    path.write_text(json.dumps({**INSTRUCTIONS, **changes}), encoding="utf-8")
+    return path
+
+
+def test_a_row_has_all_a_prompt_needs(data_root: Path) -> None:
+    rows = open_natural_instructions("task001_toy_sums", data_root)
+    shared = {
+        "definition": "Add the two numbers.",
+        "examples": [{"input": "1 and 2", "output": "3", "explanation": "One and two make three."}],
+    }
+    assert [rows[number] for number in range(len(rows))] == [
+        {**shared, "id": "task001-a", "input": "2 and 2", "output": ["4", "four"]},
+        {**shared, "id": "task001-b", "input": "2 and 3", "output": ["5"]},
+        {**shared, "id": "2", "input": "0 and 1", "output": ["1"]},
+    ]
+
+
+def test_texts_that_are_missing_are_empty_and_not_words(tmp_path: Path) -> None:
+    rows = InstructionRows(
+        write(tmp_path, Definition=[], **{"Positive Examples": [{"input": "a", "explanation": None}]})
+    )
+    assert rows[0]["definition"] == ""
+    assert rows[0]["examples"] == [{"input": "a", "output": "", "explanation": ""}]
+
+
+def test_a_missing_task_file_is_named(data_root: Path) -> None:
+    with pytest.raises(SourceError) as caught:
+        open_natural_instructions("task999_nothing", data_root)
+    assert str(caught.value) == (
+        f"{data_root}/natural-instructions/tasks/task999_nothing.json: there is no such task file. "
+        "Put the upstream `tasks` folder there."
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("{", "this task file is not JSON: Expecting property name enclosed in double quotes"),
+        ("[]", r"the task file lacks \['Definition', 'Instances'\]; it is not in the upstream format\."),
+        ('{"Definition": ["x"]}', r"the task file lacks \['Instances'\]; it is not in the upstream format\."),
+    ],
+)
+def test_a_file_of_another_form_is_named(tmp_path: Path, content: str, fault: str) -> None:
+    path = tmp_path / "task.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(SourceError, match=rf"task\.json: {fault}"):
+        len(InstructionRows(path))
+
+
+@pytest.mark.parametrize(
+    ("instance", "reason"),
+    [({"input": "x", "output": []}, "empty answer"), ({"input": "x"}, "missing field"), (5, "missing field")],
+)
+def test_an_instance_without_an_answer_drops_that_row_only(tmp_path: Path, instance: Any, reason: str) -> None:
+    with pytest.raises(RowError) as caught:
+        InstructionRows(write(tmp_path, Instances=[instance]))[0]
+    assert caught.value.reason == reason
+    folder = tmp_path / "natural-instructions" / "tasks"
+    folder.mkdir(parents=True)
+    write(folder, Instances=[instance, *INSTRUCTIONS["Instances"]])
+    source = Source("natural_instructions", "task", "apache-2.0")
+    rows = open_task(
+        Task("task", "niv2", SHAPES["instruction"], source, "task", adapt=ADAPT, where="x:1"), "train", tmp_path
+    )
+    assert len(rows) == 3
+    assert rows.drops == {reason: 1}
+    assert rows.fields(0)["answer"] == "4"
+    assert rows.fields(0)["references"] == ["4", "four"]
+
+
+def test_the_fingerprint_follows_the_file(tmp_path: Path) -> None:
+    before = InstructionRows(write(tmp_path)).fingerprint
+    assert InstructionRows(write(tmp_path)).fingerprint == before
+    assert InstructionRows(write(tmp_path, Definition=["Other."])).fingerprint != before

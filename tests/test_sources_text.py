@@ -1,0 +1,135 @@
+"""Documents cut into pieces: nothing lost, no piece too long, cuts at the ends of paragraphs."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_data import NOTES, TALES, write
+
+from flan_tune.errors import SourceError
+from flan_tune.sources import text
+from flan_tune.sources.mirror import open_files
+from flan_tune.sources.text import PIECE_CHARACTERS, TextPieces, cut_pieces, list_text_splits, open_text
+
+prose = st.lists(st.sampled_from(["a", "bc", " ", "\n", "\n\n", "é", "."]), max_size=60).map("".join)
+
+
+def pieces_of(document: str, limit: int) -> list[str]:
+    ends = cut_pieces(document, limit)
+    return [document[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def test_the_examples_of_the_docstrings_are_true() -> None:
+    result = doctest.testmod(text)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@given(prose, st.integers(2, 12))
+def test_nothing_is_lost_and_no_piece_is_too_long(document: str, limit: int) -> None:
+    pieces = pieces_of(document, limit)
+    assert "".join(pieces) == document
+    assert all(0 < len(piece) <= limit for piece in pieces) or pieces == [""]
+
+
+@given(prose, st.integers(2, 12))
+def test_a_piece_ends_at_the_last_of_the_best_places(document: str, limit: int) -> None:
+    """Slow oracle: among all ends within the limit the best kind of mark wins, and of these the last."""
+    start = 0
+    for end in cut_pieces(document, limit)[:-1]:
+        window = document[start : start + limit]
+        for mark in ("\n\n", "\n", " "):
+            ends = [i + len(mark) for i in range(1, len(window)) if window[i:].startswith(mark)]
+            if ends:
+                assert end - start == ends[-1]
+                break
+        else:
+            assert end - start == limit
+        start = end
+
+
+@pytest.mark.parametrize(
+    ("document", "pieces"),
+    [
+        ("one\n\ntwo three", ["one\n\n", "two three"]),
+        ("one two\nthree four", ["one two\n", "three four"]),
+        ("one two three four", ["one two ", "three four"]),
+        ("abcdefghijklmno", ["abcdefghij", "klmno"]),
+        ("short", ["short"]),
+        ("exactly 10", ["exactly 10"]),
+        ("", [""]),
+    ],
+)
+def test_a_paragraph_comes_before_a_line_before_a_space_before_the_limit(document: str, pieces: list[str]) -> None:
+    assert pieces_of(document, 10) == pieces
+
+
+def test_a_corpus_is_addressed_by_document_and_place(data_root: Path) -> None:
+    pieces = open_text("tales", "train", data_root)
+    assert [pieces[number] for number in range(len(pieces))] == [
+        {"text": tale["text"], "document": number, "start": 0} for number, tale in enumerate(TALES)
+    ]
+    assert [one["text"] for one in open_text("notes", "train", data_root)] == [note["text"] for note in NOTES]
+
+
+def test_pieces_of_documents_join_to_the_documents(tmp_path: Path) -> None:
+    long = "A sentence of some length. \n\n" * 3000
+    rows = open_files([write(tmp_path / "train.jsonl.gz", [{"text": "tiny"}, {"text": long}, {"text": ""}])])
+    pieces = TextPieces(rows)
+    found = [pieces[number] for number in range(len(pieces))]
+    assert [piece["document"] for piece in found] == [0, 1, 1, 1, 2]
+    assert "".join(piece["text"] for piece in found if piece["document"] == 1) == long
+    assert max(len(piece["text"]) for piece in found) <= PIECE_CHARACTERS == 32_768
+    assert all(piece["text"].endswith("\n\n") for piece in found if piece["document"] == 1)
+    assert found[2]["start"] == len(found[1]["text"])
+
+
+def test_what_is_not_there_is_said_with_what_is(data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as caught:
+        open_text("tales", "test", data_root)
+    assert str(caught.value) == (
+        f"{data_root / 'text/tales'}: there is no split 'test' of this corpus; its splits are ['train', 'validation']."
+    )
+    with pytest.raises(
+        SourceError, match=r"no split 'train' of this corpus; the corpora there are \['notes', 'tales'\]"
+    ):
+        open_text("novels", "train", data_root)
+    with pytest.raises(SourceError, match=r"the corpora there are \[\]"):
+        open_text("novels", "train", tmp_path)
+    assert list_text_splits("tales", data_root) == ["train", "validation"]
+    assert list_text_splits("novels", data_root) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [({"body": "x"}, r"found the keys \['body'\]"), ({"text": None}, "found None"), ({"text": 5}, "found 5")],
+)
+def test_a_document_without_text_is_named(tmp_path: Path, row: dict[str, object], found: str) -> None:
+    pieces = TextPieces(open_files([write(tmp_path / "train.jsonl", [TALES[0], row])]))
+    with pytest.raises(
+        SourceError, match=rf"train\.jsonl, row 1: a document is \{{'text': \.\.\.\}} with text in it, {found}"
+    ):
+        len(pieces)
+
+
+def test_the_fingerprint_covers_the_files_and_the_limit(data_root: Path) -> None:
+    documents = open_text("tales", "train", data_root)._documents
+    assert TextPieces(documents).fingerprint != TextPieces(documents, 100).fingerprint
+    assert TextPieces(documents).fingerprint == open_text("tales", "train", data_root).fingerprint
+
+
+@pytest.mark.mirror
+def test_real_documents_lose_nothing(mirror: Path) -> None:
+    pieces = open_text("tiny_shakespeare", "validation", mirror)
+    whole: dict[int, str] = {}
+    for number in range(len(pieces)):
+        piece = pieces[number]
+        assert len(whole.get(piece["document"], "")) == piece["start"]
+        whole[piece["document"]] = whole.get(piece["document"], "") + piece["text"]
+    assert [whole[n] for n in sorted(whole)] == [
+        row["text"] for row in map(pieces._documents.__getitem__, sorted(whole))
+    ]
