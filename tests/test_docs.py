@@ -258,9 +258,9 @@ def test_denoisers_of_the_presets_are_as_told() -> None:
     page = RECIPES_PAGE.read_text(encoding="utf-8")
     for name, preset in PRESETS.items():
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
-        told = [(d.name, "prefix" if d.mean_span is None else f"{d.mean_span:g}", d.rate, d.mode.strip("[]"))
-                for d in preset.denoisers]  # fmt: skip
-        assert ", ".join(f"{n} ({span}, {rate:g}, {mode})" for n, span, rate, mode in told) in row
+        for denoiser in preset.denoisers:
+            span = "prefix" if denoiser.mean_span is None else f"{denoiser.mean_span:g}"
+            assert f"{denoiser.name} ({span}, {denoiser.rate:g}, {denoiser.mode.strip('[]')})" in row
 
 
 def test_shapes_and_presentations_are_as_told() -> None:
@@ -332,7 +332,8 @@ def test_recipes_that_are_shown_have_no_faults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("document", TRANSCRIPTS, ids=name_of)
 def test_transcripts_replay_golden(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FLAN_TUNE_DATA", raising=False)
+    for variable in ("FLAN_TUNE_DATA", "FORCE_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
     text = document.read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     for block in blocks(document):

@@ -9,11 +9,26 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from flan_tune.errors import RecipeError
 from flan_tune.tokens.tokenizer import SENTENCEPIECE_FILE, SentencePieceBackend, Tokenizer
 
 UNK_ID, BOS_ID, EOS_ID, PAD_ID = 0, 1, 2, 3
+_SETTINGS: dict[str, Any] = {
+    "byte_fallback": True,
+    "split_digits": True,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+    "character_coverage": 1.0,
+    "max_sentence_length": 1 << 20,  # a longer text would be left out; pieces of documents are 32,768 characters
+    "unk_id": UNK_ID,
+    "bos_id": BOS_ID,
+    "eos_id": EOS_ID,
+    "pad_id": PAD_ID,
+    "minloglevel": 2,
+}
 
 
 def train_sentencepiece(
@@ -34,18 +49,7 @@ def train_sentencepiece(
             model_writer=model,
             vocab_size=vocab_size,
             model_type=model_type,
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            character_coverage=1.0,
-            max_sentence_length=1 << 20,
-            unk_id=UNK_ID,
-            bos_id=BOS_ID,
-            eos_id=EOS_ID,
-            pad_id=PAD_ID,
-            minloglevel=2,
+            **_SETTINGS,
         )
     except (RuntimeError, OSError) as error:
         raise RecipeError(
