@@ -8,7 +8,6 @@ Everything that can be wrong is found before torch is imported. Exit codes: 0 do
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from flan_tune.packing.store import PackReader
     from flan_tune.recipe import Recipe
     from flan_tune.tokens.tokenizer import Tokenizer
+    from flan_tune.training.settings import TrainSettings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,31 +32,33 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if arguments else EXIT_WRONG_USAGE
     path, *overrides = arguments
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; our own progress is a line per logging step
-    output_dir: list[str] = []
+    is_main = int(os.environ.get("RANK", "0")) == 0
     try:
-        return _train(path, overrides, output_dir)
+        recipe, settings, tokenizer, packs = _open(path, overrides, is_main)
+        return _run(recipe, settings, tokenizer, packs)
     except FlanTuneError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_main:
             print(str(error), file=sys.stderr, flush=True)
-            for folder in output_dir:
-                _note_wrong_input(Path(folder), str(error))
         return EXIT_WRONG_INPUT
 
 
-def _train(path: str, overrides: list[str], output_dir: list[str]) -> int:
+def _open(path: str, overrides: list[str], is_main: bool) -> tuple[Recipe, PackSettings, Tokenizer, PackReader]:
+    """Everything a run reads. What is wrong here goes to status.json too; the trainer writes its own from there on."""
     from flan_tune.checks.preflight import check_recipe, pack_settings
     from flan_tune.packing.compile import open_tokenizer
 
     checked = check_recipe(path, overrides)
-    if checked.recipe is not None:
-        output_dir.append(checked.recipe.training.output_dir)
-    recipe = checked.require()
-    settings = pack_settings(recipe)
-    words = shlex.join([path, *overrides])
-    _require_packs(settings, words)  # before the tokenizer, which may be trained by the same command
-    tokenizer = open_tokenizer(settings)
-    packs = matching_packs(settings, tokenizer, words)
-    return _run(recipe, settings, tokenizer, packs)
+    try:
+        recipe = checked.require()
+        settings = pack_settings(recipe)
+        words = shlex.join([path, *overrides])
+        _require_packs(settings, words)  # before the tokenizer, which may be trained by the same command
+        tokenizer = open_tokenizer(settings)
+        return recipe, settings, tokenizer, matching_packs(settings, tokenizer, words)
+    except FlanTuneError as error:
+        if is_main and checked.recipe is not None:
+            _note_wrong_input(Path(checked.recipe.training.output_dir), str(error))
+        raise
 
 
 def matching_packs(settings: PackSettings, tokenizer: Tokenizer, recipe_words: str) -> PackReader:
@@ -96,7 +98,6 @@ def _run(recipe: Recipe, settings: PackSettings, tokenizer: Tokenizer, packs: Pa
     from flan_tune.models.export import export
     from flan_tune.models.load import create_model, load_model
     from flan_tune.training.loop import train
-    from flan_tune.training.settings import TrainSettings
 
     model = recipe.model
 
@@ -125,29 +126,34 @@ def _run(recipe: Recipe, settings: PackSettings, tokenizer: Tokenizer, packs: Pa
             extra=extra,
         )
 
-    values = recipe.training.model_dump()
-    values["output_dir"] = Path(values["output_dir"])
-    values["report_to"] = tuple(values["report_to"])
-    train_settings = TrainSettings(
-        **values,
-        attention=model.attention,
-        attn_implementation=model.attn_implementation,
-        loss_normalization=recipe.objective.loss_normalization,
-    )
     resolved = yaml.safe_dump(recipe.model_dump(exclude_none=True), sort_keys=False)
     if int(os.environ.get("RANK", "0")) == 0:
         print(resolved, flush=True)
-    result = train(train_settings, packs, build, write, resolved_recipe=resolved, pad_id=tokenizer.pad_id)
+    how = _train_settings(recipe)
+    result = train(how, packs, build, write, resolved_recipe=resolved, pad_id=tokenizer.pad_id)
     return int(result.exit_code)
 
 
+def _train_settings(recipe: Recipe) -> TrainSettings:
+    from flan_tune.training.settings import TrainSettings
+
+    values = recipe.training.model_dump()
+    values["output_dir"] = Path(values["output_dir"])
+    values["report_to"] = tuple(values["report_to"])
+    return TrainSettings(
+        **values,
+        attention=recipe.model.attention,
+        attn_implementation=recipe.model.attn_implementation,
+        loss_normalization=recipe.objective.loss_normalization,
+    )
+
+
 def _note_wrong_input(output_dir: Path, message: str) -> None:
-    """status.json, as the trainer writes it; never over one that a run of the trainer wrote."""
-    path = output_dir / "status.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("state") not in ("wrong_input", "failed"):
-        return
+    """Leaves status.json, so that a job script does not read what an earlier run left there."""
+    from flan_tune.packing.store import write_json
+
     output_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"state": "wrong_input", "step": 0, "message": message}) + "\n", encoding="utf-8")
+    write_json(output_dir / "status.json", {"state": "wrong_input", "step": 0, "message": message})
 
 
 if __name__ == "__main__":

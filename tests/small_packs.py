@@ -73,3 +73,33 @@ def small_settings(folder: Path, **changes: Any) -> PackSettings:
         "window_examples": 60,
     }
     return PackSettings(**(values | changes))
+
+
+def small_recipe(folder: Path) -> Path:
+    """A recipe of a few packs of generated rows, everything below `folder`, paths in full."""
+    settings = small_settings(folder)
+    path = folder / "recipe.yaml"
+    path.write_text(
+        f"""model:
+  config: {{model_type: llama, hidden_size: 32}}
+tokenizer: {{name_or_path: {settings.tokenizer_path}}}
+data:
+  mixture: {settings.mixture}
+  max_length: {settings.max_length}
+  window_examples: {settings.window_examples}
+objective: {{kind: supervised}}
+training:
+  output_dir: {folder / "run"}
+  max_steps: 10
+  global_batch_size: 4
+  learning_rate: 1e-3
+"""
+    )
+    return path
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replaces text in a file; it has to be there."""
+    text = path.read_text()
+    assert old in text, f"{old!r} is not in {path}"
+    path.write_text(text.replace(old, new))

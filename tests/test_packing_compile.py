@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_packs import MIXTURE, TASKS, make_tokenizer, small_settings
+from small_packs import MIXTURE, ROOT, TASKS, make_tokenizer, small_settings
 
 from flan_tune.errors import RecipeError, StreamError
 from flan_tune.packing.compile import Compiler, make_objective, open_stream, open_tokenizer, prepare
@@ -158,6 +158,30 @@ def test_denoised_text_keeps_every_token_or_counts_it(tmp_path: Path, folder: Pa
     texts = [e.text()[1] for e in open_stream(settings).examples(0, 60 * windows, StreamCounts())]
     assert kept + manifest["skipped_tokens"] == sum(len(ids) for ids in tokenizer.encode_batch(texts))
     assert set(manifest["segments_by_kind"]) == {"S", "R", "X1", "X2"}
+
+
+@pytest.mark.mirror
+def test_real_rows_become_packs(tmp_path: Path, mirror: Path) -> None:
+    """Real sources of four kinds: every target whole, everything that was lost counted."""
+    make_tokenizer(tmp_path / "tokenizer")
+    mixture = ROOT / "data_mixtures" / "real_small.yaml"
+    settings = small_settings(
+        tmp_path, mixture=str(mixture), data_root=str(mirror), max_length=512, window_examples=300, num_packs=100
+    )
+    manifest = prepare(settings)
+    reader, tokenizer = open_packs(tmp_path / "packs"), open_tokenizer(settings)
+    drawn = open_stream(settings).examples(0, 300 * len(manifest["windows"]), StreamCounts())
+    targets = Counter(str([*tokenizer.encode_batch([e.text()[1]])[0].tolist(), tokenizer.eos_id]) for e in drawn)
+    found: Counter[str] = Counter()
+    for pack in all_packs(reader):
+        starts = np.cumsum(pack.segment_lengths) - pack.segment_lengths
+        for start, length, prefix in zip(starts, pack.segment_lengths, pack.prefix_lengths, strict=True):
+            found[str(pack.input_ids[start + prefix : start + length].tolist())] += 1
+    dropped = sum(sum(reasons.values()) for reasons in manifest["drops"].values())
+    assert not found - targets
+    assert (targets - found).total() == dropped
+    assert manifest["fill"] > 0.9
+    assert {record["family"] for record in manifest["tasks"]} == {"cot", "muffin", "niv2"}
 
 
 # The same bytes however they are made

@@ -140,7 +140,7 @@ def test_an_unknown_shape_family_and_adapter_say_what_there_is() -> None:
     (family,) = changed("family: muffin", "family: mufin")
     assert family == (
         "cards/x.yaml:1: family is 'mufin'; it must be one of ['muffin', 't0_sf', 'cot', 'niv2', 'procedural', 'text', "
-        "'evaluation', 'variant']. Did you mean 'muffin'?"
+        "'evaluation', 'variant', 'custom']. Did you mean 'muffin'?"
     )
     (adapter,) = changed("  templates:", "  adapter: split_gsm8\n  templates:")
     assert adapter == (

@@ -154,7 +154,7 @@ def report(
 
 @tasks_app.command("list")
 def tasks_list(
-    family: Annotated[str | None, typer.Option("--family", help="Also procedural, variant, evaluation.")] = None,
+    family: Annotated[str | None, typer.Option("--family", help="Others too: procedural, custom, ...")] = None,
     category: Annotated[str | None, typer.Option("--category")] = None,
     task_path: TaskPaths = None,
     data_root: DataRoot = None,

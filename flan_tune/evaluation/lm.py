@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from flan_tune.errors import ScoreError, did_you_mean
 from flan_tune.models.export import read_export_info
 from flan_tune.models.generate import generate, score
@@ -70,9 +72,12 @@ class FlanTuneLM(LM):
         batch_size: int = 16,
         mode_token: str | None = None,
         separator: str | None = None,
-        device: str = "cpu",
+        device: str | None = None,
     ) -> FlanTuneLM:
-        """The model in a folder (one exported by us, or any causal one of Hugging Face) or on the hub."""
+        """The model in a folder (one exported by us, or any causal one of Hugging Face) or on the hub.
+
+        device: "cpu", "cuda", ...; None takes a GPU if there is one.
+        """
         tokenizer = load_tokenizer(path, revision)
         model = load_model(
             str(path),
@@ -83,7 +88,7 @@ class FlanTuneLM(LM):
         )
         info = read_export_info(path, revision)
         lm = cls(
-            model.to(device).eval(),
+            model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(),
             tokenizer,
             info,
             batch_size=batch_size,

@@ -23,7 +23,7 @@ from flan_tune.strict_yaml import Document
 from flan_tune.tasks.adapters import ADAPTERS
 from flan_tune.tasks.shapes import SHAPES, Shape
 
-FAMILIES = ("muffin", "t0_sf", "cot", "niv2", "procedural", "text", "evaluation", "variant")
+FAMILIES = ("muffin", "t0_sf", "cot", "niv2", "procedural", "text", "evaluation", "variant", "custom")
 COUNTED_FAMILIES = ("muffin", "t0_sf", "niv2", "cot")  # the 1,838
 SOURCE_KINDS = ("hub", "natural_instructions", "procedural", "text", "file")
 

@@ -10,14 +10,13 @@ The steps themselves, and the end, are in loop.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from flan_tune.errors import CheckpointError, RecipeError, StreamError
-from flan_tune.models.forward import attn_implementation_of
+from flan_tune.models.forward import attn_implementation_of, checkpoint_activations
 from flan_tune.models.loss import TargetLoss
 from flan_tune.models.probe import leak_probe
 from flan_tune.training import checkpoint
@@ -79,7 +78,7 @@ def prepare(settings: TrainSettings, packs: Packs, build_model: BuildModel, engi
     )
     model = build_model(engine)
     if settings.gradient_checkpointing:
-        _enable_checkpointing(model)
+        checkpoint_activations(model)
     module = TargetLoss(model)
     engine.prepare(module, lambda m, is_flat: _optimizer(settings, m, is_flat), shape, settings.max_grad_norm)
     tally = Tally(families, group)
@@ -87,14 +86,6 @@ def prepare(settings: TrainSettings, packs: Packs, build_model: BuildModel, engi
     run.say(batch_arithmetic(settings, packs, shape, group.world_size))
     _probe(run)
     return run
-
-
-def _enable_checkpointing(model: Any) -> None:
-    keywords = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # transformers 5.23 deprecates the other name
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=keywords)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
 
 
 def check_packs(settings: TrainSettings, packs: Packs) -> None:
