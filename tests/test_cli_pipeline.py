@@ -168,7 +168,7 @@ folder = Path(sys.argv[1])
 made = folder / "first" / "made"
 make = f"echo first >> {folder}/order.txt; mkdir -p {made.parent}; touch {made}"
 first = Job("first", ["sh", "-c", make], makes=made)
-second = Job("second", ["sh", "-c", f"echo second >> {folder}/order.txt; [ -e {folder}/go ] || sleep 60"], {"first"})
+second = Job("second", ["sh", "-c", f"echo $$ > {folder}/pid; echo second >> {folder}/order.txt; [ -e {folder}/go ] || sleep 60"], {"first"})
 print("end", run_jobs([first, second], folder, 2)[0])
 sys.exit(0)
 """
@@ -188,10 +188,11 @@ def wait_for_line(path: Path, line: str) -> None:
         time.sleep(0.05)
 
 
-def test_ctrl_c_stops_the_jobs_too_and_the_next_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_the_jobs_too_and_the_next_run_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     process = start_run(tmp_path)
     wait_for_line(tmp_path / "order.txt", "second")
-    os.killpg(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)  # to the run alone: it passes it on to all processes of its jobs
     assert process.wait(30) == 0
     out = (tmp_path / "out.txt").read_text()
     assert "interrupted: waiting for running jobs to save and stop" in out
@@ -212,7 +213,7 @@ def test_a_second_run_in_the_folder_is_refused_also_while_a_killed_runs_job_live
     process.wait(30)
     with pytest.raises(RecipeError, match="or a job of one that was killed"):
         run([maker(tmp_path, "x")], tmp_path)
-    os.killpg(process.pid, signal.SIGKILL)
+    os.killpg(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # a job has a group of its own
     until = time.monotonic() + 20
     while True:  # the job's end gives the lock back a moment later
         try:

@@ -11,11 +11,12 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -135,10 +136,13 @@ class _Runner:
         for name in self.jobs:
             if name in self.done:
                 self._say(name, "done before")
+        previous = signal.signal(signal.SIGTERM, _interrupted)
         try:
             code = self._loop()
         except KeyboardInterrupt:
             code = self._interrupt()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
         write_json(self.timings_file, self.timings)
         return code, self.timings
 
@@ -179,7 +183,14 @@ class _Runner:
         self._say(job.name, "started")
         log = self._log(job.name).open("a", encoding="utf-8")
         environment = {**os.environ, **_THREADS, "OMP_NUM_THREADS": str(job.threads)}
-        process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, close_fds=False)
+        process = subprocess.Popen(
+            job.command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            close_fds=False,
+            start_new_session=True,  # a group of its own: launchers do not pass signals on to what they started
+        )
         self.running[job.name] = (process, log, time.monotonic())
 
     def _reap(self) -> int:
@@ -209,24 +220,32 @@ class _Runner:
         return EXIT_WRONG_INPUT
 
     def _stop_rest(self) -> None:
+        self._signal_all(signal.SIGTERM)
+
+    def _signal_all(self, number: int) -> None:
+        """Sends a signal to every process of every running job, and waits until they are gone."""
         for process, _, _ in self.running.values():
-            process.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
         for process, log, _ in self.running.values():
             process.wait()
             log.close()
 
     def _interrupt(self) -> int:
-        """Ctrl-C reached the commands too: trainers save at the next step, so they are waited for."""
+        """Ctrl-C is passed on: trainers save at the next step, so they are waited for."""
         print("\ninterrupted: waiting for running jobs to save and stop ...", file=self.out, flush=True)
-        for process, log, _ in self.running.values():
-            process.wait()
-            log.close()
+        self._signal_all(signal.SIGINT)
         print("run the same command again to go on.", file=self.out, flush=True)
         return _INTERRUPTED
 
     def _say(self, name: str, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
         print(f"[{minutes}:{seconds:02d}] {name}: {text}", file=self.out, flush=True)
+
+
+def _interrupted(number: int, frame: object) -> None:
+    """A job script's SIGTERM is taken like Ctrl-C: save, stop, go on next time."""
+    raise KeyboardInterrupt
 
 
 def _in_order(jobs: Iterable[Job]) -> list[str]:
