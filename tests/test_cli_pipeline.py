@@ -168,7 +168,8 @@ folder = Path(sys.argv[1])
 made = folder / "first" / "made"
 make = f"echo first >> {folder}/order.txt; mkdir -p {made.parent}; touch {made}"
 first = Job("first", ["sh", "-c", make], makes=made)
-second = Job("second", ["sh", "-c", f"echo $$ > {folder}/pid; echo second >> {folder}/order.txt; [ -e {folder}/go ] || sleep 60"], {"first"})
+tell = f"echo $$ > {folder}/pid; echo second >> {folder}/order.txt"
+second = Job("second", ["sh", "-c", f"{tell}; [ -e {folder}/go ] || sleep 60"], {"first"})
 print("end", run_jobs([first, second], folder, 2)[0])
 sys.exit(0)
 """
