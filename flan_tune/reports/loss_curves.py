@@ -46,7 +46,7 @@ def _stage(stage: StageFiles, position: int) -> str:
 
 def _caption(curves: Curves) -> str:
     smooth = _running_mean(curves.loss)
-    families = " Right: running means of the families of tasks." if curves.families else ""
+    families = " Right: running means of the families of tasks." if _has_families(curves) else ""
     return (
         f"Loss from {number(smooth[0], 3)} to {number(smooth[-1], 3)} (running mean) over {curves.steps[-1]:,} steps. "
         f"Thin: as logged; thick: running mean.{families}"
@@ -68,13 +68,18 @@ def _running_mean(values: Sequence[float]) -> list[float]:
     return smoothed(values, len(values) // _REACH)
 
 
+def _has_families(curves: Curves) -> bool:
+    """One family alone is the whole loss again."""
+    return len(curves.families) > 1
+
+
 def _draw(curves: Curves, name: str, stage: str) -> str:
-    drawing, axes = new_figure(10, 3.3, columns=2 if curves.families else 1)
+    drawing, axes = new_figure(10, 3.3, columns=2 if _has_families(curves) else 1)
     whole = axes[0]
     whole.plot(curves.steps, curves.loss, color=_LINE, linewidth=0.8, alpha=0.35)
     whole.plot(curves.steps, _running_mean(curves.loss), color=_LINE, linewidth=2)
     whole.set_ylabel("loss", color=SOFT, fontsize=10)
-    if curves.families:
+    if _has_families(curves):
         _draw_families(axes[1], curves)
     for axis in axes:
         axis.grid(axis="y", color=RULE, linewidth=0.8)
