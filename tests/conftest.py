@@ -6,6 +6,7 @@ The last line of a run says how many tests read real data: 'real-data tests: N r
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ def mirror() -> Path:
     if not root:
         pytest.skip(NO_MIRROR)
     return Path(root)
+
+
+def pytest_configure() -> None:
+    """Started in the background, this process may ignore Ctrl-C, and so would every process a test starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

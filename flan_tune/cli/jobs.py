@@ -12,18 +12,20 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, TextIO
 
+from flan_tune.cli.running import Running, is_written
 from flan_tune.errors import EXIT_REQUEUE, EXIT_WRONG_INPUT, RecipeError
 from flan_tune.packing.store import write_json
+
+LOGS_FOLDER = "logs"
 
 _POLL_SECONDS = 0.2
 _PROGRESS_SECONDS = 10.0
@@ -72,21 +74,18 @@ def run_jobs(
 
 @contextmanager
 def _lock(output_dir: Path) -> Iterator[None]:
-    """Held by this process and by the commands it starts, so that orphans of a killed run count too."""
-    path = output_dir / ".lock"
-    handle = os.open(path, os.O_CREAT | os.O_RDWR)
-    os.set_inheritable(handle, True)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise RecipeError(
-            f"{output_dir}: another run is working here, or a job of one that was killed. Wait for it, or stop it."
-        ) from None
-    try:
+    """One run at a time; a job that outlived a killed run counts as one."""
+    with (output_dir / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = not any(is_written(log) for log in (output_dir / LOGS_FOLDER).glob("*.log"))
+        except BlockingIOError:
+            is_free = False
+        if not is_free:
+            raise RecipeError(
+                f"{output_dir}: another run is working here, or a job of one that was killed. Wait for it, or stop it."
+            )
         yield
-    finally:
-        os.close(handle)
 
 
 class _Runner:
@@ -96,7 +95,7 @@ class _Runner:
         self.jobs = {job.name: job for job in jobs}
         self.parallel = max(parallel, 1)
         self.out = out
-        self.logs = output_dir / "logs"
+        self.logs = output_dir / LOGS_FOLDER
         self.logs.mkdir(exist_ok=True)
         self.done_file = output_dir / "jobs.json"
         self.timings_file = output_dir / "timings.json"
@@ -104,14 +103,14 @@ class _Runner:
         self.chains = self._chains()
         self.done = self._done_before()
         self.timings: dict[str, float] = _read(self.timings_file)
-        self.running: dict[str, tuple[subprocess.Popen[bytes], TextIO, float]] = {}
+        self.running: dict[str, Running] = {}
         self.started = time.monotonic()
 
     def _keys(self) -> dict[str, str]:
         keys: dict[str, str] = {}
         for name in _in_order(self.jobs.values()):
             job = self.jobs[name]
-            content = [job.command, job.content, [keys[name] for name in sorted(job.waits)]]
+            content = [_words(job), job.content, [keys[name] for name in sorted(job.waits)]]
             keys[job.name] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return keys
 
@@ -154,7 +153,7 @@ class _Runner:
             time.sleep(_POLL_SECONDS)
             code = self._reap()
             if code:
-                self._stop_rest()
+                self._stop_all()
                 return code
             if time.monotonic() - said > _PROGRESS_SECONDS:
                 said = time.monotonic()
@@ -181,32 +180,21 @@ class _Runner:
 
     def _start(self, job: Job) -> None:
         self._say(job.name, "started")
-        log = self._log(job.name).open("a", encoding="utf-8")
         environment = {**os.environ, **_THREADS, "OMP_NUM_THREADS": str(job.threads)}
-        process = subprocess.Popen(
-            job.command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            close_fds=False,
-            start_new_session=True,  # a group of its own: launchers do not pass signals on to what they started
-        )
-        self.running[job.name] = (process, log, time.monotonic())
+        self.running[job.name] = Running(job.command, self._log(job.name), environment)
 
     def _reap(self) -> int:
-        for name, (process, log, started) in list(self.running.items()):
-            code = process.poll()
+        for name, running in list(self.running.items()):
+            code = running.poll()
             if code is None:
                 continue
-            log.close()
             del self.running[name]
-            seconds = time.monotonic() - started
-            self.timings[name] = round(self.timings.get(name, 0.0) + seconds, 1)
+            self.timings[name] = round(self.timings.get(name, 0.0) + running.seconds, 1)
             if code:
                 return self._failed(name, code)
             self.done.add(name)
             write_json(self.done_file, {**_read(self.done_file), name: self.keys[name]})
-            self._say(name, f"done in {seconds:.1f} s")
+            self._say(name, f"done in {running.seconds:.1f} s")
         return 0
 
     def _failed(self, name: str, code: int) -> int:
@@ -219,28 +207,27 @@ class _Runner:
         print(f"the end of {self._log(name)}:\n{_tail(self._log(name))}", file=self.out, flush=True)
         return EXIT_WRONG_INPUT
 
-    def _stop_rest(self) -> None:
-        self._signal_all(signal.SIGTERM)
-
-    def _signal_all(self, number: int) -> None:
-        """Sends a signal to every process of every running job, and waits until they are gone."""
-        for process, _, _ in self.running.values():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-        for process, log, _ in self.running.values():
-            process.wait()
-            log.close()
+    def _stop_all(self) -> None:
+        """Trainers save at the next step when asked to stop, so they are waited for."""
+        for running in self.running.values():
+            running.send(signal.SIGTERM)
+        for running in self.running.values():
+            running.wait_until_gone()
 
     def _interrupt(self) -> int:
-        """Ctrl-C is passed on: trainers save at the next step, so they are waited for."""
         print("\ninterrupted: waiting for running jobs to save and stop ...", file=self.out, flush=True)
-        self._signal_all(signal.SIGINT)
+        self._stop_all()
         print("run the same command again to go on.", file=self.out, flush=True)
         return _INTERRUPTED
 
     def _say(self, name: str, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
         print(f"[{minutes}:{seconds:02d}] {name}: {text}", file=self.out, flush=True)
+
+
+def _words(job: Job) -> list[str]:
+    """The command without the interpreter's place: a moved or new environment makes nothing stale."""
+    return ["python" if word == sys.executable else word for word in job.command]
 
 
 def _interrupted(number: int, frame: object) -> None:
