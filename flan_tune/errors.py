@@ -15,6 +15,7 @@ Commands print the message and exit with code 1; anything else that escapes is a
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 EXIT_WRONG_INPUT = 1
@@ -72,6 +73,14 @@ class CheckpointError(FlanTuneError):
 
 class ScoreError(FlanTuneError):
     """An answer could not be read, or a suite is incomplete."""
+
+
+def disk_full(error: OSError) -> str | None:
+    """What to tell a user whose disk is full (or whose quota is); None for any other error."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    place = error.filename or "writing"
+    return f"{place}: {error.strerror}. Free some space and run the command again; finished work is kept."
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

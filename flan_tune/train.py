@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flan_tune.errors import EXIT_WRONG_INPUT, EXIT_WRONG_USAGE, FlanTuneError, StreamError
+from flan_tune.errors import EXIT_WRONG_INPUT, EXIT_WRONG_USAGE, FlanTuneError, StreamError, disk_full
 
 if TYPE_CHECKING:
     from flan_tune.packing.settings import PackSettings
@@ -37,9 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
         recipe, settings, tokenizer, packs = _open(path, overrides, is_main)
         return _run(recipe, settings, tokenizer, packs)
     except FlanTuneError as error:
-        if is_main:
-            print(str(error), file=sys.stderr, flush=True)
-        return EXIT_WRONG_INPUT
+        message = str(error)
+    except OSError as error:
+        full = disk_full(error)
+        if full is None:
+            raise
+        message = full
+    if is_main:
+        print(message, file=sys.stderr, flush=True)
+    return EXIT_WRONG_INPUT
 
 
 def _open(path: str, overrides: list[str], is_main: bool) -> tuple[Recipe, PackSettings, Tokenizer, PackReader]:

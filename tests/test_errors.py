@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import doctest
+import errno
 import pickle
 
 import pytest
 
 from flan_tune import errors
-from flan_tune.errors import CardError, FlanTuneError, RowError, did_you_mean
+from flan_tune.errors import CardError, FlanTuneError, RowError, did_you_mean, disk_full
 
 
 def test_the_examples_of_the_docstrings_are_true() -> None:
@@ -42,3 +43,11 @@ def test_an_error_crosses_processes_unchanged(error: FlanTuneError) -> None:
 def test_at_most_three_near_names_are_offered() -> None:
     assert did_you_mean("task_1", [f"task_{n}" for n in range(9)]).count("'") == 6
     assert did_you_mean("zzz", ["gsm8k", "rte"]) == ""
+
+
+def test_a_full_disk_is_told_in_one_line_and_other_errors_are_not_hidden() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/x")
+    assert disk_full(full) == (
+        "runs/x: No space left on device. Free some space and run the command again; finished work is kept."
+    )
+    assert disk_full(OSError(errno.EACCES, "Permission denied")) is None

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flan_tune.errors import EXIT_WRONG_INPUT, FlanTuneError
+from flan_tune.errors import EXIT_WRONG_INPUT, FlanTuneError, disk_full
 
 app = typer.Typer(
     help="Instruction tuning with Flan mixtures and UL2R: registry, packs, ZeRO-3 training, evaluation.",
@@ -235,22 +235,16 @@ def main() -> None:
         print(str(error), file=sys.stderr)
         sys.exit(EXIT_WRONG_INPUT)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        message = disk_full(error)
+        if message is None:
             raise
-        print(
-            f"{error.filename or 'writing'}: {error.strerror}. Free some space and run the command again; "
-            "finished work is kept.",
-            file=sys.stderr,
-        )
+        print(message, file=sys.stderr)
         sys.exit(EXIT_WRONG_INPUT)
     except SystemExit as ending:
         # typer turns Ctrl-C into exit code 130 without a word; what caused it is two exceptions back
         if isinstance(getattr(ending.__context__, "__cause__", None), KeyboardInterrupt):
             print("interrupted; run the same command again to go on.", file=sys.stderr)
         raise
-
-
-_DISK_ERRORS = (28, 122)  # no space left on device, quota exceeded
 
 
 if __name__ == "__main__":
