@@ -12,8 +12,8 @@ from typing import Any
 import sentencepiece
 
 from flan_tune.packing.settings import PackSettings
-from flan_tune.tasks.card import Task
 from flan_tune.tasks.catalog import load_catalog
+from flan_tune.tasks.task import Task
 from flan_tune.tokens.sentencepiece_training import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from flan_tune.tokens.tokenizer import SENTENCEPIECE_FILE, SPECIALS_FILE, SentencePieceBackend, Tokenizer
 

@@ -14,8 +14,8 @@ from flan_tune.errors import RowError, SourceError
 from flan_tune.prompts.template import STATEMENT, Template, load_templates
 from flan_tune.sources.rows import open_rows
 from flan_tune.tasks.adapters import compile_adapt, compile_keep
-from flan_tune.tasks.card import Task
 from flan_tune.tasks.catalog import CARDS_FOLDER, load_catalog, read_card
+from flan_tune.tasks.task import Task
 from flan_tune.wording import names_used
 
 CARDS = sorted(CARDS_FOLDER.rglob("*.yaml"))

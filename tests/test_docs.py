@@ -31,9 +31,9 @@ from flan_tune.objectives.mixture_of_denoisers import PRESETS
 from flan_tune.prompts.present import PRESENTATIONS
 from flan_tune.prompts.template import load_templates
 from flan_tune.recipe import Recipe, check_source, read_source
-from flan_tune.tasks.card import Source, Task
 from flan_tune.tasks.catalog import load_catalog
 from flan_tune.tasks.shapes import SHAPES
+from flan_tune.tasks.task import Source, Task
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(

@@ -11,8 +11,8 @@ from small_data import SUMS, write
 from flan_tune.errors import SourceError
 from flan_tune.sources.hub import open_hub
 from flan_tune.sources.rows import open_task
-from flan_tune.tasks.card import Source, Task
 from flan_tune.tasks.shapes import SHAPES
+from flan_tune.tasks.task import Source, Task
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from small_data import INSTRUCTIONS
 from flan_tune.errors import RowError, SourceError
 from flan_tune.sources.natural_instructions import InstructionRows, open_natural_instructions
 from flan_tune.sources.rows import open_task
-from flan_tune.tasks.card import Source, Task
 from flan_tune.tasks.shapes import SHAPES
+from flan_tune.tasks.task import Source, Task
 
 ADAPT = {"definition": "{{ definition }}", "input": "{{ input }}", "references": "=output", "answer": "{{ output[0] }}"}
 

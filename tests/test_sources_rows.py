@@ -13,9 +13,9 @@ from small_data import ENTAILMENT, SUMS, TALES, write
 
 from flan_tune.errors import CardError, SourceError
 from flan_tune.sources.rows import describe_status, find_data_root, open_rows, open_task
-from flan_tune.tasks.card import Source, Task
 from flan_tune.tasks.catalog import load_catalog
 from flan_tune.tasks.shapes import SHAPES
+from flan_tune.tasks.task import Source, Task
 
 PAIR = {
     "premise": "{{ premise }}",

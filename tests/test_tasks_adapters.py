@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from flan_tune.errors import CardError, RowError
 from flan_tune.tasks import adapters
 from flan_tune.tasks.adapters import ADAPTERS, compile_adapt, compile_keep
-from flan_tune.tasks.card import Source, Task
 from flan_tune.tasks.shapes import ROLES, SHAPES
+from flan_tune.tasks.task import Source, Task
 
 ROW = {"premise": "Ann sings.", "hypothesis": "Ann sleeps.", "label": 1}
 

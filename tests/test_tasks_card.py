@@ -7,7 +7,8 @@ import textwrap
 import pytest
 
 from flan_tune.strict_yaml import read_text
-from flan_tune.tasks.card import Task, parse_card
+from flan_tune.tasks.card import parse_card
+from flan_tune.tasks.task import Task
 
 GOOD = """\
 family: muffin

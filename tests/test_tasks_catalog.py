@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from flan_tune.errors import CardError
-from flan_tune.tasks.card import COUNTED_FAMILIES, Source, Task
 from flan_tune.tasks.catalog import CARDS_FOLDER, Catalog, load_catalog, read_card
 from flan_tune.tasks.shapes import SHAPES
+from flan_tune.tasks.task import COUNTED_FAMILIES, Source, Task
 
 CARD = """\
 family: muffin

@@ -14,8 +14,8 @@ from flan_tune.packing.stream import Entry, ExampleStream
 from flan_tune.prompts.present import PRESENTATIONS, Example, Presenter
 from flan_tune.prompts.template import load_templates
 from flan_tune.sources.rows import describe_status, find_data_root, open_task
-from flan_tune.tasks.card import Task
 from flan_tune.tasks.catalog import load_catalog
+from flan_tune.tasks.task import Task
 
 _LISTED = 10
 

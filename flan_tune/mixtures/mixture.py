@@ -29,8 +29,8 @@ from typing import Any
 from flan_tune import strict_yaml
 from flan_tune.errors import CardError, RecipeError, did_you_mean
 from flan_tune.strict_yaml import Document
-from flan_tune.tasks.card import Task
 from flan_tune.tasks.catalog import Catalog
+from flan_tune.tasks.task import Task
 
 _MIXTURE_KEYS = ("members", "presentations", "shots", "hold_out", "exclude", "missing", "split", "include_held_out")
 _MEMBER_KEYS = ("tasks", "mixture", "rate", "max_examples", "temperature", "presentations")

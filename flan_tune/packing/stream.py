@@ -21,7 +21,7 @@ from flan_tune.prompts.present import Example, Presenter
 from flan_tune.prompts.template import load_templates, styles_fingerprint
 from flan_tune.rng import Draws, key
 from flan_tune.sources.rows import TaskRows, open_rows, open_task
-from flan_tune.tasks.card import Task
+from flan_tune.tasks.task import Task
 
 _ATTEMPTS = 32
 

@@ -20,7 +20,7 @@ from flan_tune.prompts.template import STATEMENT, ExemplarStyle, Template, Templ
 from flan_tune.rng import Draws, key
 from flan_tune.sources.rows import TaskRows
 from flan_tune.tasks.adapters import Fields
-from flan_tune.tasks.card import Task
+from flan_tune.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from typing import Any
 from flan_tune import strict_yaml
 from flan_tune.errors import CardError, did_you_mean
 from flan_tune.strict_yaml import Document
-from flan_tune.tasks.card import Task
 from flan_tune.tasks.shapes import ROLES, SHAPES, Shape
+from flan_tune.tasks.task import Task
 from flan_tune.wording import compile_text, names_used
 
 TEMPLATES_FOLDER = Path(__file__).parent / "templates"

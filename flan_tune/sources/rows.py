@@ -22,7 +22,7 @@ from flan_tune.sources.natural_instructions import open_natural_instructions
 from flan_tune.sources.procedural.registry import ProceduralRows
 from flan_tune.sources.text import list_text_splits, open_text
 from flan_tune.tasks.adapters import Fields, compile_adapt, compile_keep
-from flan_tune.tasks.card import Task
+from flan_tune.tasks.task import Task
 
 DATA_ROOT_VARIABLE = "FLAN_TUNE_DATA"
 

@@ -15,7 +15,7 @@ from flan_tune.errors import CardError, RowError
 from flan_tune.wording import Render, compile_expression, compile_text
 
 if TYPE_CHECKING:
-    from flan_tune.tasks.card import Task
+    from flan_tune.tasks.task import Task
 
 Row = Mapping[str, Any]
 Fields = dict[str, Any]

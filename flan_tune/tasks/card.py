@@ -22,10 +22,7 @@ from flan_tune.errors import did_you_mean
 from flan_tune.strict_yaml import Document
 from flan_tune.tasks.adapters import ADAPTERS
 from flan_tune.tasks.shapes import SHAPES, Shape
-
-FAMILIES = ("muffin", "t0_sf", "cot", "niv2", "procedural", "text", "evaluation", "variant", "custom")
-COUNTED_FAMILIES = ("muffin", "t0_sf", "niv2", "cot")  # the 1,838
-SOURCE_KINDS = ("hub", "natural_instructions", "procedural", "text", "file")
+from flan_tune.tasks.task import FAMILIES, SOURCE_KINDS, Source, Task
 
 _CARD_KEYS = ("family", "defaults", "tasks", "check", "index")
 _TASK_KEYS = (
@@ -34,47 +31,6 @@ _TASK_KEYS = (
 _SOURCE_KEYS = ("config", "revision", "license")
 _TEXT_KEYS = ("published_name", "adapter", "keep", "category", "notes")
 _NAME = re.compile(r"[a-z0-9_]+")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the rows of a task come from. `kind` is one of SOURCE_KINDS, `name` is a hub id, generator or corpus."""
-
-    kind: str
-    name: str
-    license: str
-    config: str | None = None
-    revision: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)  # difficulty of a generator
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task as the papers count them, as its card declares it.
-
-    splits: our name -> the source's name; empty means the names are the same.
-    reserve: that many last rows of the train split are its validation split instead.
-    rows: rows per split before filtering, so that rates can be computed without opening sources.
-    where: 'file:line' of its entry, for messages.
-    """
-
-    name: str
-    family: str
-    shape: Shape
-    source: Source
-    published_name: str
-    category: str = ""
-    adapt: Mapping[str, Any] = field(default_factory=dict)
-    adapter: str | None = None
-    keep: str | None = None
-    splits: Mapping[str, str] = field(default_factory=dict)
-    reserve: int = 0
-    rows: Mapping[str, int] = field(default_factory=dict)
-    templates: tuple[str, ...] = ()
-    languages: tuple[str, ...] = ()
-    held_out: bool = False
-    notes: str = ""
-    where: str = ""
 
 
 @dataclass

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from flan_tune import strict_yaml
 from flan_tune.errors import CardError, did_you_mean
-from flan_tune.tasks.card import COUNTED_FAMILIES, Source, Task, parse_card
+from flan_tune.tasks.card import parse_card
 from flan_tune.tasks.shapes import SHAPES
+from flan_tune.tasks.task import COUNTED_FAMILIES, Source, Task
 
 CARDS_FOLDER = Path(__file__).parent / "cards"
 _INDEX_COLUMNS = ["published_name", "file", "category", "source", "languages", "split", "rows"]
