@@ -239,3 +239,42 @@ def test_the_catalog_is_read_in_under_a_second_and_a_half_from_cold() -> None:
         if seconds[-1] < 1.5:
             break
     assert min(seconds) < 1.5
+
+
+CHECKED_CARD = """family: custom
+tasks:
+  - name: snow_facts
+    shape: question_answer
+    source: {file: rows.jsonl, license: cc0-1.0}
+    adapt: {question: "{{ q }}", answer: "{{ a }}"}
+    templates: [question_answer/math]
+check:
+  - {row: {q: "1 + 1?", a: "2"}, answer: "2"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('answer: "2"}', 'answer: "3"}', "task 'snow_facts': the row gives '2', the card states '3'."),
+        ('a: "2"}', 'b: "2"}', 'the row gives "no answer: '),
+        ('answer: "2"}', 'answer: "2", tsk: x}', "unknown key 'tsk'. Did you mean 'task'?"),
+        (
+            'answer: "2"}',
+            'answer: "2", task: snow_fact}',
+            "the card has no task 'snow_fact'. Did you mean 'snow_facts'?",
+        ),
+        ('answer: "2"}', "}", "a check is {row: ..., answer: ...}, found"),
+    ],
+)
+def test_the_check_rows_of_a_users_card_are_run(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(CHECKED_CARD)
+    assert "snow_facts" in load_catalog([tmp_path])
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    head, mark, last = CHECKED_CARD.partition("check:")
+    (wrong / "mine.yaml").write_text(head + mark + last.replace(old, new))
+    with pytest.raises(CardError) as caught:
+        load_catalog([wrong])
+    assert str(caught.value).startswith(f"{wrong}/mine.yaml:9: ")
+    assert message in str(caught.value)

@@ -17,6 +17,7 @@ from pathlib import Path
 from flan_tune import strict_yaml
 from flan_tune.errors import CardError, did_you_mean
 from flan_tune.tasks.card import parse_card
+from flan_tune.tasks.card_check import check_faults
 from flan_tune.tasks.shapes import SHAPES
 from flan_tune.tasks.task import COUNTED_FAMILIES, Source, Task
 
@@ -149,7 +150,7 @@ def _entry_point_folders() -> list[Path]:
 
 
 def read_card(path: Path) -> tuple[list[Task], list[str]]:
-    """The tasks of one card file and its faults."""
+    """The tasks of one card file and its faults; a user's card runs its `check` rows as well."""
     document = strict_yaml.read_file(path)
     document.path = _short(path)
     tasks, faults = parse_card(document)
@@ -158,6 +159,8 @@ def read_card(path: Path) -> tuple[list[Task], list[str]]:
         if len(tasks) != 1:
             return [], [f"{document.at('index')}: a card with an index has exactly one task, the pattern for all."]
         return _read_index(path.parent / str(data["index"]), tasks[0])
+    if not faults and not path.is_relative_to(CARDS_FOLDER):
+        faults = check_faults(document, tasks)
     return tasks, faults
 
 
