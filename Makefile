@@ -14,7 +14,7 @@ setup: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "flan_tune needs Python 3.11 or newer; $(PYTHON) is older. Set PYTHON=python3.11 (or newer)."; exit 1; }
+	  { echo "flan_tune needs Python 3.11 or newer, and $(PYTHON) is not one. Set PYTHON=<path of one>."; exit 1; }
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || \
 	  { echo "A C++ compiler is missing: DeepSpeed and torch build small CPU operators on first use."; \
 	    echo "Install g++ (Debian, Ubuntu: apt-get install g++), then run the same command again."; exit 1; }

@@ -209,8 +209,9 @@ def open_engine(*, bf16: bool) -> Engine:
 def _create_accelerator(bf16: bool, uses_deepspeed: bool) -> Any:
     has_gpu = torch.cuda.is_available()
     handlers = []
+    if not has_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns as soon as Accelerate imports it
     if uses_deepspeed and not has_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # It compiles its CPU communication with ninja, which lies beside the interpreter, in an activated venv or not.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         # Without the handler Accelerate finds no back-end for DeepSpeed on CPUs and takes itself for rank 0 of 1.
