@@ -33,8 +33,9 @@ check: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-# The matrices: everything marked `long`. Not part of CI; under 90 minutes on two cores.
+# The matrices: everything marked `long`, and the laws on new examples. Not part of CI; under 90 minutes on two cores.
 test-long: setup
+	FLAN_TUNE_EXPLORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not long and not gpu"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long and not gpu" $(ARGS)
 
 demo: setup
