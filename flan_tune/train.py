@@ -52,6 +52,7 @@ def _open(path: str, overrides: list[str], is_main: bool) -> tuple[Recipe, PackS
     """Everything a run reads. What is wrong here goes to status.json too; the trainer writes its own from there on."""
     from flan_tune.checks.preflight import check_recipe, pack_settings
     from flan_tune.packing.compile import open_tokenizer
+    from flan_tune.training.tracking import write_status
 
     checked = check_recipe(path, overrides)
     try:
@@ -63,7 +64,8 @@ def _open(path: str, overrides: list[str], is_main: bool) -> tuple[Recipe, PackS
         return recipe, settings, tokenizer, matching_packs(settings, tokenizer, words)
     except FlanTuneError as error:
         if is_main and checked.recipe is not None:
-            _note_wrong_input(Path(checked.recipe.training.output_dir), str(error))
+            # a job script must not read what an earlier attempt left there
+            write_status(Path(checked.recipe.training.output_dir), "wrong_input", 0, str(error))
         raise
 
 
@@ -152,14 +154,6 @@ def _train_settings(recipe: Recipe) -> TrainSettings:
         attn_implementation=recipe.model.attn_implementation,
         loss_normalization=recipe.objective.loss_normalization,
     )
-
-
-def _note_wrong_input(output_dir: Path, message: str) -> None:
-    """Leaves status.json, so that a job script does not read what an earlier run left there."""
-    from flan_tune.packing.store import write_json
-
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / "status.json", {"state": "wrong_input", "step": 0, "message": message})
 
 
 if __name__ == "__main__":

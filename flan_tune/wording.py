@@ -116,6 +116,7 @@ def compile_expression(source: str, where: str) -> Render:
     return lambda values: _guarded(lambda: evaluate(values), source, where, values)
 
 
+@lru_cache(maxsize=65536)
 def names_used(source: str) -> frozenset[str]:
     """The names a text template reads, `pick` aside."""
     return frozenset(meta.find_undeclared_variables(_environment().parse(source))) - {"pick"}

@@ -17,7 +17,7 @@ import numpy as np
 from flan_tune.packing.compile import check_folder, open_stream, open_tokenizer
 from flan_tune.packing.fingerprint import fingerprint_parts
 from flan_tune.packing.settings import PackSettings
-from flan_tune.packing.store import open_packs, write_json
+from flan_tune.packing.store import open_packs, read_json, write_json
 from flan_tune.packing.stream import StreamCounts
 from flan_tune.rng import key
 
@@ -45,7 +45,7 @@ def drawn_content(settings: PackSettings) -> frozenset[int]:
     path = directory / _KEYS_FILE
     stamp = path.with_suffix(".json")
     made_for = {"content_hash": manifest["content_hash"]}
-    if path.exists() and stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == made_for:
+    if path.exists() and read_json(stamp) == made_for:
         return frozenset(np.load(path).tolist())
     keys = _walk(settings, len(manifest["windows"]) * settings.window_examples)
     staging = directory / f".{_KEYS_FILE}.{os.getpid()}.tmp"  # several evaluations may do this at once

@@ -19,20 +19,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from flan_tune.cli.running import Running, is_written
 from flan_tune.errors import EXIT_REQUEUE, EXIT_WRONG_INPUT, RecipeError
-from flan_tune.packing.store import write_json
+from flan_tune.packing.store import read_json, write_json
 
 LOGS_FOLDER = "logs"
 
 _POLL_SECONDS = 0.2
 _PROGRESS_SECONDS = 10.0
 _INTERRUPTED = 130
-# Threads that wait spin, and on shared cores take the time of the one they wait for: 1,200 tokens/s instead of 12,000
-# on two busy cores. So they give up early (libgomp).
-_THREADS = {"GOMP_SPINCOUNT": "1000", "TQDM_DISABLE": "1"}
+_ENVIRONMENT = {
+    # Threads that wait spin, and on shared cores take the time of the one they wait for: 1,200 tokens/s instead of
+    # 12,000 on two busy cores. So they give up early (libgomp).
+    "GOMP_SPINCOUNT": "1000",
+    "TQDM_DISABLE": "1",  # a bar in a log is one endless line
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class _Runner:
         self.keys = self._keys()
         self.chains = self._chains()
         self.done = self._done_before()
-        self.timings: dict[str, float] = _read(self.timings_file)
+        self.timings: dict[str, float] = read_json(self.timings_file)
         self.running: dict[str, Running] = {}
         self.started = time.monotonic()
 
@@ -115,7 +118,7 @@ class _Runner:
         return keys
 
     def _done_before(self) -> set[str]:
-        recorded: dict[str, str] = _read(self.done_file)
+        recorded: dict[str, str] = read_json(self.done_file)
         done, faults = set(), []
         for name, job in self.jobs.items():
             if job.makes is None or not job.makes.exists() or name not in recorded:
@@ -180,7 +183,7 @@ class _Runner:
 
     def _start(self, job: Job) -> None:
         self._say(job.name, "started")
-        environment = {**os.environ, **_THREADS, "OMP_NUM_THREADS": str(job.threads)}
+        environment = {**os.environ, **_ENVIRONMENT, "OMP_NUM_THREADS": str(job.threads)}
         self.running[job.name] = Running(job.command, self._log(job.name), environment)
 
     def _reap(self) -> int:
@@ -193,13 +196,13 @@ class _Runner:
             if code:
                 return self._failed(name, code)
             self.done.add(name)
-            write_json(self.done_file, {**_read(self.done_file), name: self.keys[name]})
+            write_json(self.done_file, {**read_json(self.done_file), name: self.keys[name]})
             self._say(name, f"done in {running.seconds:.1f} s")
         return 0
 
     def _failed(self, name: str, code: int) -> int:
         status = self.jobs[name].status
-        recorded = _read(status) if status else {}
+        recorded = read_json(status) if status else {}
         if code == EXIT_REQUEUE or recorded.get("state") == "requeue":
             self._say(name, "stopped and saved; run the same command again to go on")
             return EXIT_REQUEUE
@@ -241,13 +244,6 @@ def _in_order(jobs: Iterable[Job]) -> list[str]:
         return list(TopologicalSorter({job.name: sorted(job.waits | job.after) for job in jobs}).static_order())
     except CycleError as error:
         raise RecipeError(f"these jobs wait for each other: {' -> '.join(error.args[1])}.") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return data
 
 
 def _last_line(path: Path) -> str:

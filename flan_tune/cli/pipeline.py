@@ -17,10 +17,11 @@ from flan_tune import strict_yaml
 from flan_tune.cli.jobs import Job, run_jobs
 from flan_tune.cli.pipeline_file import Pipeline, Stage, load_pipeline
 from flan_tune.evaluation.results import merge_results
-from flan_tune.packing.store import write_json
+from flan_tune.packing.store import read_json, write_json
 from flan_tune.reports.inputs import ReportInputs, StageFiles
 from flan_tune.reports.report import write_report
 from flan_tune.reports.table import comparison_table
+from flan_tune.training.tracking import METRICS_FILE, STATUS_FILE
 
 
 def run_command(path: Path, *, as_json: bool) -> int:
@@ -49,7 +50,7 @@ def report_command(path: Path, output: Path | None) -> None:
     """Writes the report of a pipeline whose results are there, or of what there is."""
     pipeline = load_pipeline(path)
     target = output or pipeline.output_dir / "report.html"
-    print(write_report(report_inputs(pipeline, _read(pipeline.output_dir / "results.json")), target))
+    print(write_report(report_inputs(pipeline, read_json(pipeline.output_dir / "results.json")), target))
 
 
 def make_jobs(pipeline: Pipeline) -> list[Job]:
@@ -77,7 +78,7 @@ def _stage_jobs(pipeline: Pipeline, stage: Stage) -> Iterator[Job]:
         command=_launch(pipeline, stage),
         waits=waits,
         makes=_train_done(stage),
-        status=stage.output_dir / "status.json",
+        status=stage.output_dir / STATUS_FILE,
         threads=stage.threads,
         folder=stage.output_dir,
     )
@@ -131,7 +132,7 @@ def _evaluation(stage: Stage) -> Path:
 
 def collect_results(pipeline: Pipeline) -> dict[str, Any]:
     """The evaluated stages' results as one."""
-    found = {stage.name: _read(_evaluation(stage)) for stage in pipeline.stages}
+    found = {stage.name: read_json(_evaluation(stage)) for stage in pipeline.stages}
     return merge_results({name: result for name, result in found.items() if result})
 
 
@@ -140,27 +141,20 @@ def report_inputs(pipeline: Pipeline, results: dict[str, Any]) -> ReportInputs:
     stages = [
         StageFiles(
             stage.name,
-            metrics_jsonl=stage.output_dir / "metrics.jsonl",
+            metrics_jsonl=stage.output_dir / METRICS_FILE,
             recipe_text=stage.path.read_text(encoding="utf-8"),
             manifest_json=stage.recipe.packs_dir / "manifest.json",
-            status_json=stage.output_dir / "status.json",
+            status_json=stage.output_dir / STATUS_FILE,
         )
         for stage in pipeline.stages
     ]
     samples = {stage.name: _samples(_evaluation(stage).parent) for stage in pipeline.stages}
     models: dict[str, Any] = results.get("models") or {}
     versions: dict[str, str] = next((result.get("versions", {}) for result in models.values()), {})
-    timings = _read(pipeline.output_dir / "timings.json")
+    timings = read_json(pipeline.output_dir / "timings.json")
     return ReportInputs(pipeline.title, results, stages, samples, timings, versions)
 
 
 def _samples(folder: Path) -> list[dict[str, Any]]:
-    lines = [line for path in sorted(folder.glob("*/samples.jsonl")) for line in path.open(encoding="utf-8")]
-    return [json.loads(line) for line in lines]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return data
+    texts = (path.read_text(encoding="utf-8") for path in sorted(folder.glob("*/samples.jsonl")))
+    return [json.loads(line) for text in texts for line in text.split("\n") if line]

@@ -25,12 +25,12 @@ from flan_tune.checks.preflight import check_recipe
 from flan_tune.cli.evaluate import SUITES
 from flan_tune.errors import RecipeError, did_you_mean
 from flan_tune.recipe import Recipe
+from flan_tune.training.tracking import MODEL_FOLDER
 
 _KEYS = ("title", "output_dir", "launch", "parallel", "stages", "evaluate")
 _STAGE_KEYS = ("name", "recipe", "threads")
 _EVALUATE_LEAST = {"rows": 1, "max_new_tokens": 1, "shots": 0}
 _NAME = re.compile(r"[\w.+-]+")  # it becomes part of file names
-MODEL_FOLDER = "model"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Stage:
     @property
     def model_dir(self) -> Path:
         """Where the stage's exported model goes."""
-        return self.output_dir / MODEL_FOLDER
+        folder: Path = self.output_dir / MODEL_FOLDER
+        return folder
 
 
 @dataclass(frozen=True)

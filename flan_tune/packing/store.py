@@ -131,6 +131,14 @@ def write_json(path: Path, data: Any) -> None:
     os.replace(staging, path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, empty if there is no such file."""
+    if not path.exists():
+        return {}
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data
+
+
 class PackReader:
     """Sealed packs, read by number from memory-mapped shards. Each shard's hash is checked when first touched.
 
@@ -208,7 +216,7 @@ def open_packs(directory: str | Path) -> PackReader:
             f"{directory}: there are no sealed packs here (no manifest.json). "
             "Make them with `flan-tune prepare RECIPE`."
         )
-    return PackReader(Path(directory), json.loads(path.read_text(encoding="utf-8")))
+    return PackReader(Path(directory), read_json(path))
 
 
 def finished_windows(directory: Path) -> dict[int, dict[str, Any]]:
@@ -216,7 +224,7 @@ def finished_windows(directory: Path) -> dict[int, dict[str, Any]]:
     done = {}
     for path in sorted(directory.glob("window-*.json")):
         if path.with_suffix(".arrow").exists():
-            summary = json.loads(path.read_text(encoding="utf-8"))
+            summary = read_json(path)
             done[int(summary["window"])] = summary
     return done
 

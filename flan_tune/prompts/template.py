@@ -68,7 +68,7 @@ class Template:
         >>> wording.render_input({"question": "Big or small?"}, "")
         'Big or small?\\n\\nWhich?'
         """
-        mentioned = "choices" in names_used_cached(self.input)
+        mentioned = "choices" in names_used(self.input)
         text = str(compile_text(self.input, self.where)({**fields, "choices": choices or _NO_CHOICES}))
         if mentioned and not choices:
             text = _PLACE_OF_CHOICES.sub(_one_gap, text)
@@ -103,12 +103,6 @@ class ExemplarStyle:
     input_prefix: str
     delimiter: str
     separator: str
-
-
-@lru_cache(maxsize=65536)
-def names_used_cached(source: str) -> frozenset[str]:
-    """`names_used`, remembered."""
-    return names_used(source)
 
 
 def load_templates(task: Task, task_paths: Sequence[str | Path] = ()) -> TemplateSet:

@@ -75,9 +75,14 @@ def _one_text(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
+def task_file(name: str, root: Path) -> Path:
+    """Where the file of a task lies under a data root."""
+    return root / FOLDER / "tasks" / f"{name}.json"
+
+
 def open_natural_instructions(name: str, root: Path) -> InstructionRows:
     """The rows of one task. Raises SourceError if its file is not under the data root."""
-    path = root / FOLDER / "tasks" / f"{name}.json"
+    path = task_file(name, root)
     if not path.exists():
         raise SourceError(f"{path}: there is no such task file. Put the upstream `tasks` folder there.")
     return InstructionRows(path)

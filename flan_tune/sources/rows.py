@@ -18,7 +18,7 @@ import numpy.typing as npt
 from flan_tune.errors import RowError, SourceError, did_you_mean
 from flan_tune.sources.hub import open_hub
 from flan_tune.sources.mirror import list_splits, open_files, open_mirror
-from flan_tune.sources.natural_instructions import open_natural_instructions
+from flan_tune.sources.natural_instructions import open_natural_instructions, task_file
 from flan_tune.sources.procedural.registry import ProceduralRows
 from flan_tune.sources.text import list_text_splits, open_text
 from flan_tune.tasks.adapters import Fields, compile_adapt, compile_keep
@@ -201,8 +201,7 @@ def describe_status(task: Task, data_root: Path | None) -> str:
     if data_root is None:
         return "on the hub" if source.kind == "hub" else "supplied by the user"
     if source.kind == "natural_instructions":
-        path = data_root / "natural-instructions" / "tasks" / f"{source.name}.json"
-        return "data root: train" if path.exists() else "not in the data root"
+        return "data root: train" if task_file(source.name, data_root).exists() else "not in the data root"
     if source.kind == "text":
         there = list_text_splits(source.name, data_root)
     else:

@@ -27,9 +27,7 @@ from flan_tune.training.run import CHECKPOINTS_FOLDER, Run, prepare, resume, sav
 from flan_tune.training.settings import BuildModel, ExportModel, Hook, TrainResult, TrainSettings
 from flan_tune.training.stop_signals import StopSignals
 from flan_tune.training.tally import StepSums, flop_cost
-from flan_tune.training.tracking import Journal, check_report_to, recorded_failure, write_status
-
-MODEL_FOLDER = "model"
+from flan_tune.training.tracking import MODEL_FOLDER, Journal, check_report_to, recorded_failure, write_status
 
 SKIPS_IN_A_ROW = 5  # one bad batch is skipped; this many say that the run itself has diverged
 

@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import Any
 
 from flan_tune.errors import FlanTuneError, RecipeError, StreamError, did_you_mean
-from flan_tune.packing.store import write_json
+from flan_tune.packing.store import read_json, write_json
 
 METRICS_FILE = "metrics.jsonl"
 STATUS_FILE = "status.json"
 RECIPE_FILE = "recipe.resolved.yaml"
+MODEL_FOLDER = "model"  # the export
 STATES = ("running", "done", "wrong_input", "requeue", "failed")
 TRACKERS = ("tensorboard", "wandb")
 
@@ -40,11 +41,7 @@ def write_status(output_dir: Path, state: str, step: int, message: str) -> None:
 
 def read_status(output_dir: Path) -> dict[str, Any] | None:
     """The status of a run, or None if none was written."""
-    path = output_dir / STATUS_FILE
-    if not path.exists():
-        return None
-    status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return status
+    return read_json(output_dir / STATUS_FILE) or None
 
 
 @contextmanager
