@@ -113,6 +113,10 @@ class DataSection(_Section):
     """Most segments in one pack."""
     separator: str = "\n"
     """Text between inputs and targets; the word `eos` puts the end-of-sequence token there, as Flan-PaLM did."""
+    max_failed_share: float = Field(0.01, ge=0, le=1)
+    """Packs are not sealed if more than this share of all draws (20 at least) had to be replaced or gave no target."""
+    max_failed_share_of_task: float = Field(0.2, ge=0, le=1)
+    """The same for the draws of any one task."""
 
 
 class DenoiserSection(_Section):

@@ -20,7 +20,7 @@ from flan_tune.packing.stream import ExampleStream, StreamCounts
 
 FULL = (
     "index inputs targets task family template presentation role shots options_style dialog_style turn row epoch "
-    "exemplar_rows"
+    "replaced exemplar_rows"
 ).split()
 
 
@@ -113,6 +113,13 @@ def test_what_is_written_in_part_never_has_the_name(
         assert (outcome.code, outcome.err.strip()) == (1, "the disk is gone.")
     assert out.read_bytes() == before
     assert [path.name for path in out.parent.iterdir()] == ["a.jsonl"]
+
+
+def test_a_file_that_cannot_be_is_told(recipe: Path, flan_tune: FlanTune) -> None:
+    for out, message in ((recipe.parent, "this is a folder"), (recipe / "a.jsonl", "its folder cannot be made")):
+        outcome = flan_tune("export", recipe, "--out", out, "--examples", 3)
+        assert outcome.code == 1
+        assert outcome.err.startswith(f"--out {out}: {message}")
 
 
 SAVE_MODEL = """

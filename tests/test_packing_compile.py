@@ -240,6 +240,7 @@ def parts_of(settings: PackSettings) -> dict[str, str]:
     [
         ({"num_packs": 99}, []),
         ({"packs_dir": "elsewhere"}, []),
+        ({"max_failed_share": 0.5, "max_failed_share_of_task": 0.5}, []),
         ({"max_length": 200}, ["lengths"]),
         ({"window_examples": 61}, ["lengths"]),
         ({"too_long": "drop"}, ["lengths"]),

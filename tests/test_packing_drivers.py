@@ -235,7 +235,7 @@ class Taken(list[int]):
 @pytest.mark.slow
 def test_pieces_are_handed_out_a_few_at_a_time() -> None:
     numbers, done = Taken(range(30)), []
-    for result in in_processes(partial(partial, pow, 2), numbers, 2):
+    for result in in_processes(partial(partial, pow, 2), numbers, 2, if_killed=""):
         done.append(result)
         assert numbers.taken - len(done) < 2 * 2
     assert sorted(done) == [2**number for number in range(30)]
@@ -288,7 +288,7 @@ def test_two_ray_workers_write_the_bytes_of_one_run(tmp_path: Path, folder: Path
     assert not ray.is_initialized()
     wrong = partial(compiling.open_work, shared(folder, tmp_path, mixture="none.yaml"), "")
     with pytest.raises(RecipeError, match=r"none\.yaml"):
-        list(on_ray(wrong, [1, 2], 2))
+        list(on_ray(wrong, [1, 2], 2, if_killed=""))
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import random
@@ -20,11 +21,12 @@ from hypothesis import strategies as st
 from pack_folders import contents, long_recipe, shared, start_prepare, wait_for
 from small_packs import small_settings
 
-from flan_tune.errors import StreamError
+from flan_tune.errors import StreamError, disk_full
 from flan_tune.packing import compile as compiling
+from flan_tune.packing import store
 from flan_tune.packing.prepare import prepare
 from flan_tune.packing.settings import PackSettings
-from flan_tune.packing.store import PackReader, open_packs
+from flan_tune.packing.store import PackReader, finished_windows, open_packs
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,19 @@ def test_ctrl_c_ends_in_one_line(tmp_path: Path, folder: Path) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.long
+def test_ctrl_c_in_a_script_spares_what_runs_in_its_background(tmp_path: Path, folder: Path) -> None:
+    """A shell starts `command &` of a script with SIGINT ignored; the workers are to ignore it too."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start_prepare(long_recipe(folder, tmp_path / "packs"), "--num-proc", "2")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for(lambda: (tmp_path / "packs" / "window-00001.json").exists())
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 0, (tmp_path / "packs.log").read_text()
+
+
 @pytest.mark.slow
 def test_two_runs_in_one_folder_do_each_other_no_harm(tmp_path: Path, folder: Path) -> None:
     recipe = long_recipe(folder, tmp_path / "packs")
@@ -117,6 +132,38 @@ def test_what_killed_runs_left_is_removed_when_it_is_old(tmp_path: Path, folder:
     prepare(shared(folder, tmp_path, num_packs=5))
     assert not old.exists()
     assert fresh.exists(), "another run may be writing it"
+
+
+def test_a_disk_that_is_full_is_named(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was finished before is kept, what was not leaves nothing behind, and with some space the run goes on."""
+    settings = shared(folder, tmp_path / "packs", num_packs=60)
+    real = store.file_hash
+
+    def full(path: Path) -> str:
+        if "window-00001" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "file_hash", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            prepare(settings)
+    assert caught.value.filename == str(tmp_path / "packs" / "window-00001.arrow")
+    assert str(disk_full(caught.value)).startswith(f"{caught.value.filename}: No space left")
+    assert not list((tmp_path / "packs").glob(".*"))
+    assert list(finished_windows(tmp_path / "packs")) == [0]
+    assert prepare(settings)["packs"] >= 60
+
+
+@pytest.mark.parametrize("how", ["file", "below a file"])
+def test_a_folder_that_cannot_be_is_told(tmp_path: Path, folder: Path, how: str) -> None:
+    (tmp_path / "file").write_text("")
+    packs_dir = tmp_path / "file" if how == "file" else tmp_path / "file" / "packs"
+    with pytest.raises(
+        StreamError, match=r"no packs can be written here \(.*\)\. Choose another .*--packs DIR"
+    ) as caught:
+        prepare(shared(folder, packs_dir))
+    assert str(caught.value).startswith(f"{packs_dir}: ")
 
 
 KILLED_AT = """

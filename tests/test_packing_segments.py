@@ -17,7 +17,7 @@ from small_packs import make_tokenizer
 from flan_tune.objectives.mixture_of_denoisers import PRESETS, MixtureOfDenoisers
 from flan_tune.objectives.segment import Layout
 from flan_tune.objectives.supervised import supervised
-from flan_tune.packing.segments import Causal, Denoising, Encoder, SegmentCounts, Supervised
+from flan_tune.packing.segments import Causal, Denoising, Encoded, Encoder, SegmentCounts, Supervised
 from flan_tune.prompts.present import Example
 from flan_tune.prompts.styles import ExemplarStyle
 from flan_tune.prompts.template import STATEMENT
@@ -288,6 +288,17 @@ def test_what_denoising_cuts_is_never_shortened(
     for segment in made:
         assert len(segment.encoder_ids if most else segment.input_ids) <= 64
         assert len(segment.decoder_ids) <= 64
+
+
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_what_is_too_short_to_denoise_is_dropped_and_its_tokens_counted(lengths: list[int]) -> None:
+    nothing, counts = np.zeros(0, dtype=np.int32), SegmentCounts()
+    encoded = [Encoded(document(""), nothing, np.full(length, 9, dtype=np.int32)) for length in lengths]
+    made = denoising(64).segments(encoded, counts)
+    assert [bool(segments) for segments in made] == [length >= 2 for length in lengths]
+    dropped = sum(length < 2 for length in lengths)
+    assert counts.drops == ({encoded[0].example.task: {"too short": dropped}} if dropped else {})
+    assert counts.skipped_tokens == sum(length == 1 for length in lengths)
 
 
 def test_sentinels_that_stand_in_the_text_are_counted() -> None:

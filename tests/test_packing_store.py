@@ -57,6 +57,7 @@ def packs(draw: st.DrawFn) -> Pack:
         presentation=draw(texts),
         shots=integers(127, np.int8),
         cut=integers(1000, np.int32),
+        replaced=integers(64, np.int8),
         target_tokens=count_targets(np.array(lengths, dtype=np.int32), prefixes),
     )
 
@@ -89,6 +90,7 @@ def some_packs(count: int = 2) -> list[Pack]:
         presentation=["zero_shot", "statement"],
         shots=np.array([0, 4], dtype=np.int8),
         cut=np.array([0, 1], dtype=np.int32),
+        replaced=np.array([2, 0], dtype=np.int8),
         target_tokens=5,
     )
     return [replace(one, input_ids=one.input_ids + number) for number in range(count)]

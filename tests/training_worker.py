@@ -1,7 +1,7 @@
-"""A training run small enough for tests: packs made in memory, a two-layer llama, started by any launcher.
+"""A training run small enough for tests: packs made in memory, a two-layer llama or T5, started by any launcher.
 
     python training_worker.py OUTPUT_DIR [setting=value ...] [dropout=0.1] [kill_after_step=N] [kill_in_save=N]
-                              [signal_at_step=N] [infinite_loss_at=N] [num_packs=N]
+                              [signal_at_step=N] [infinite_loss_at=N] [num_packs=N] [encoder_decoder=1]
 
 The tests import `tiny_run` to run it in their own process.
 """
@@ -26,6 +26,7 @@ from flan_tune.training import checkpoint, deepspeed_engine, tally
 from flan_tune.training.loop import TrainSettings, train
 
 MAX_LENGTH = 24
+MAX_TARGET_LENGTH = 22  # three segments of 8 tokens, of which an encoder has one at least, and one to spare
 VOCABULARY = 64
 FAMILIES = ("muffin", "niv2", "cot")
 
@@ -33,15 +34,16 @@ FAMILIES = ("muffin", "niv2", "cot")
 class TinyPacks:
     """Packs with uneven segments and target counts, each a function of its number."""
 
-    def __init__(self, num_packs: int) -> None:
+    def __init__(self, num_packs: int, encoder_decoder: bool = False) -> None:
         self.num_packs = num_packs
         self.manifest: dict[str, Any] = {
             "fingerprint": "f" * 64,
             "max_length": MAX_LENGTH,
+            "max_target_length": MAX_TARGET_LENGTH if encoder_decoder else None,
             "pad_id": 0,
             "tasks": [{"name": f"task_{i}", "family": FAMILIES[i % 3]} for i in range(5)],
         }
-        self._packs = [tiny_pack(n) for n in range(num_packs)]
+        self._packs = [tiny_pack(n, 1 if encoder_decoder else 0) for n in range(num_packs)]
         self.target_tokens = np.array([p.target_tokens for p in self._packs], dtype=np.int32)
         self.num_segments = np.array([len(p.task) for p in self._packs], dtype=np.int32)
 
@@ -49,10 +51,10 @@ class TinyPacks:
         return self._packs[number]
 
 
-def tiny_pack(number: int) -> Pack:
+def tiny_pack(number: int, least_prefix: int = 0) -> Pack:
     draws = rng.Draws(rng.key(1, "tiny pack", number))
     lengths = [draws.integer(3, 8) for _ in range(draws.integer(1, 3))]
-    prefixes = [draws.integer(0, length - 1) for length in lengths]
+    prefixes = [max(draws.integer(0, length - 1), least_prefix) for length in lengths]
     length_S, prefix_S = np.array(lengths, dtype=np.int32), np.array(prefixes, dtype=np.int32)
     ids = [3 + draws.below(VOCABULARY - 3) for _ in range(sum(lengths))]
     count = len(lengths)
@@ -68,8 +70,28 @@ def tiny_pack(number: int) -> Pack:
         presentation=[""] * count,
         shots=np.zeros(count, dtype=np.int8),
         cut=np.zeros(count, dtype=np.int32),
+        replaced=np.zeros(count, dtype=np.int8),
         target_tokens=count_targets(length_S, prefix_S),
     )
+
+
+def build_tiny_t5(dropout: float) -> Any:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_decoder_layers=3,
+        num_heads=4,
+        dropout_rate=dropout,
+        decoder_start_token_id=0,
+    )
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(5)
+    return T5ForConditionalGeneration(config)
 
 
 def build_tiny_model(dropout: float) -> Any:
@@ -92,7 +114,7 @@ def export_tiny(state_dict: Mapping[str, torch.Tensor], model: Any, directory: P
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in state_dict.items()}, directory / "model.safetensors")
+    save_file({name: value.clone() for name, value in state_dict.items()}, directory / "model.safetensors")
     del model
 
 
@@ -137,15 +159,18 @@ def infinite_loss_at(step: int, micro_steps: int) -> None:
 def tiny_run(output_dir: str | Path, **options: Any) -> Any:
     """Trains; `options` are TrainSettings fields and the extras named on top."""
     torch.set_num_threads(1)  # threads cost more than they bring for matrices this small
-    extras = {name: options.pop(name, 0) for name in ("dropout", "kill_after_step", "signal_at_step", "num_packs")}
+    names = ("dropout", "kill_after_step", "signal_at_step", "num_packs", "encoder_decoder", "packs")
+    extras = {name: options.pop(name, 0) for name in names}
+    build = build_tiny_t5 if extras["encoder_decoder"] else build_tiny_model
     defaults = {"max_steps": 6, "global_batch_size": 4, "learning_rate": 3e-3, "logging_steps": 1, "save_steps": 2}
     settings = TrainSettings(output_dir=Path(output_dir), **(defaults | options))
     hooks = [AtStep(extras["kill_after_step"], "kill")] if extras["kill_after_step"] else []
     hooks += [AtStep(extras["signal_at_step"], "signal")] if extras["signal_at_step"] else []
+    count = extras["num_packs"] or settings.max_steps * settings.global_batch_size
     return train(
         settings,
-        TinyPacks(extras["num_packs"] or settings.max_steps * settings.global_batch_size),
-        lambda engine: build_tiny_model(extras["dropout"]),
+        extras["packs"] or TinyPacks(count, bool(extras["encoder_decoder"])),
+        lambda engine: build(extras["dropout"]),
         export_tiny,
         resolved_recipe="name: tiny\n",
         pad_id=0,

@@ -21,7 +21,7 @@ import numpy as np
 
 from flan_tune.checks.overlap import I64, LEAST_COVERAGE, RULES, Matches, OverlapIndex, shared_words
 from flan_tune.checks.test_questions import Question, SuiteQuestions
-from flan_tune.errors import RowError, SourceError, StreamError
+from flan_tune.errors import RowError, SourceError
 from flan_tune.mixtures.mixture import Mixture
 from flan_tune.mixtures.removals import Removal
 from flan_tune.packing.stream import missing_message
@@ -36,6 +36,8 @@ _BATCH_CHARACTERS = 1 << 22
 _SHOWN_PER_TASK = 2  # examples to look at, of each suite and rule
 _MOST_SHOWN = 20  # of each suite and rule
 _SHOWN_CHARACTERS = 400
+
+_IF_KILLED = "Run the command again with a smaller --num-proc."
 
 Progress = Callable[[Summary, int, int], None]
 
@@ -69,8 +71,11 @@ def find_contamination(
     questions = [question for suite in suites for question in suite.questions]
     index = OverlapIndex(questions)
     job = _Job(questions, tasks, mixture.split, data_root, max_rows)
-    alone = num_proc == 1 or len(tasks) < 2
-    work = (job.compare(index, n) for n in range(len(tasks))) if alone else _in_processes(job, num_proc)
+    numbers = range(len(tasks))
+    if num_proc == 1 or len(tasks) < 2:
+        work: Iterator[Summary] = (job.compare(index, number) for number in numbers)
+    else:
+        work = in_processes(job.open, numbers, num_proc, if_killed=_IF_KILLED)
     summaries: dict[int, Summary] = {}
     met_runs = np.zeros(len(index.short.hashes), dtype=bool)
     for summary in work:
@@ -132,15 +137,6 @@ class _Job:
             compared += len(numbers)
         where = {"split": rows.split, "source": rows.rows.fingerprint}
         return {**named, **where, "rows": compared, "dropped": dict(sorted(dropped.items())), **tally.summary()}
-
-
-def _in_processes(job: _Job, num_proc: int) -> Iterator[Summary]:
-    try:
-        yield from in_processes(job.open, range(len(job.tasks)), num_proc)
-    except StreamError:  # the work itself raises none
-        raise StreamError(
-            "a worker process was killed, perhaps for want of memory. Run the command again with a smaller --num-proc."
-        ) from None
 
 
 @dataclass(frozen=True)

@@ -220,4 +220,6 @@ def pack_settings(recipe: Recipe, packs_dir: str | None = None) -> PackSettings:
         span_sampler=objective.span_sampler,
         mode_token=objective.mode_token,
         max_target_length=data.max_target_length,
+        max_failed_share=data.max_failed_share,
+        max_failed_share_of_task=data.max_failed_share_of_task,
     )

@@ -9,7 +9,6 @@ An example is whole: nothing is cut to the recipe's max_length, because that is 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flan_tune.checks.preflight import check_recipe, pack_settings
-from flan_tune.cli.progress import in_words
 from flan_tune.errors import RecipeError, StreamError
 from flan_tune.packing.compile import open_stream, open_tokenizer
 from flan_tune.packing.fingerprint import fingerprint_parts
+from flan_tune.packing.losses import in_words
 from flan_tune.packing.prepare import check_folder
 from flan_tune.packing.settings import PackSettings
-from flan_tune.packing.store import open_packs
+from flan_tune.packing.store import open_packs, staged
 from flan_tune.packing.stream import StreamCounts
 from flan_tune.prompts.example import Example
 
@@ -109,6 +108,7 @@ def _record(index: int, example: Example, columns: str, separator: str) -> Recor
         "turn": example.turn,
         "row": example.row,
         "epoch": example.epoch,
+        "replaced": example.replaced,
         "exemplar_rows": list(example.exemplar_rows),
     }
 
@@ -158,17 +158,18 @@ class _Parquet:
 @contextmanager
 def _open_writer(out: Path, file_format: str) -> Iterator[_Writer]:
     """A writer of `out`, which has its name only once everything is written."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    writer: _Writer = _Parquet(staging) if file_format == "parquet" else _JsonLines(staging)
+    if out.is_dir():
+        raise RecipeError(f"--out {out}: this is a folder. Name a file in it.")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"--out {out}: its folder cannot be made ({error.strerror}). Choose another.") from None
+    with staged(out) as staging:
+        writer: _Writer = _Parquet(staging) if file_format == "parquet" else _JsonLines(staging)
         try:
             yield writer
         finally:
             writer.close()
-        os.replace(staging, out)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def _print(summary: Mapping[str, Any]) -> None:

@@ -17,7 +17,10 @@ from flan_tune.checks.preflight import check_recipe, pack_settings
 from flan_tune.errors import RecipeError, StreamError, did_you_mean
 from flan_tune.packing.compile import open_tokenizer
 from flan_tune.packing.fingerprint import changed_parts, fingerprint_parts
+from flan_tune.packing.losses import in_words
+from flan_tune.packing.settings import PackSettings
 from flan_tune.packing.store import Pack, PackReader, open_packs
+from flan_tune.tasks.catalog import load_catalog
 from flan_tune.tokens.tokenizer import Tokenizer
 
 
@@ -31,7 +34,10 @@ def inspect_command(
     packs: str | None,
     as_json: bool,
 ) -> None:
-    """Prints one pack with its segments, or the packs of a step in short. `pack`, `step`, `task`: at most one."""
+    """Prints one pack with its segments, or the packs of a step in short. `pack`, `step`, `task`: at most one.
+
+    Of the first pack that holds a task the text of that task's segments is shown.
+    """
     if sum(choice is not None for choice in (pack, step, task)) > 1:
         raise RecipeError("give one of --pack, --step and --task, not several.")
     recipe = check_recipe(path, overrides).require()
@@ -44,6 +50,8 @@ def inspect_command(
             f"note: these packs were made by another recipe than today's; changed: {', '.join(changed)}.",
             file=sys.stderr,
         )
+    if task is not None:
+        task = _canonical(task, settings)
     if step is not None:
         numbers = _numbers_of_step(reader, step, recipe.training.global_batch_size)
     else:
@@ -51,9 +59,12 @@ def inspect_command(
     described = [_describe(reader, number, tokenizer, recipe.model.attention) for number in numbers]
     if as_json:
         print(json.dumps(described, ensure_ascii=False))
-    else:
-        for one in described:
-            _print_pack(one, with_text=step is None)
+        return
+    for one in described:
+        if step is not None:
+            _print_in_short(one)
+        else:
+            _print_with_text(one, task)
 
 
 def _numbers_of_step(reader: PackReader, step: int, size: int) -> list[int]:
@@ -64,14 +75,34 @@ def _numbers_of_step(reader: PackReader, step: int, size: int) -> list[int]:
     return numbers
 
 
+def _canonical(task: str, settings: PackSettings) -> str:
+    """A task's name here, for one that may be its published name."""
+    catalog = load_catalog(settings.task_paths)
+    return catalog[task].name if task in catalog else task
+
+
 def _find_task(reader: PackReader, task: str) -> int:
-    names = [record["name"] for record in reader.manifest["tasks"]]
-    if task in names:
-        wanted = names.index(task)
+    manifest = reader.manifest
+    records = {record["name"]: record for record in manifest["tasks"]}
+    if task in records and records[task]["examples"]:
+        wanted = list(records).index(task)
         for number in range(reader.num_packs):
             if wanted in reader.pack(number).task:
                 return number
-    raise StreamError(f"{reader.directory}: no pack holds the task {task!r}.{did_you_mean(task, names)}")
+    raise StreamError(f"{reader.directory}: no pack holds the task {task!r}.{_why_not(task, records, manifest)}")
+
+
+def _why_not(task: str, records: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """Why a task is in no pack, as a sentence with a space before it; near names if there is no such task."""
+    reason = manifest["dropped_tasks"].get(task) or manifest["left_out"].get(task)
+    if reason:
+        return f" It was left out: {reason}"
+    if task not in records:
+        return did_you_mean(task, records)
+    drawn, whole = records[task]["examples"], manifest["examples"]
+    if drawn:
+        return f" All {drawn} of its examples were dropped: {in_words(manifest['drops'].get(task, {}))}."
+    return f" Its share is {records[task]['wanted_share']:.3%}, and none of the {whole:,} examples is its."
 
 
 def _describe(reader: PackReader, number: int, tokenizer: Tokenizer, attention: str) -> dict[str, Any]:
@@ -103,6 +134,7 @@ def _segment(
         "task": reader.manifest["tasks"][int(pack.task[place])]["name"],
         "row": int(pack.row[place]),
         "epoch": int(pack.epoch[place]),
+        "replaced": int(pack.replaced[place]),
         "cut": int(pack.cut[place]),
         "kind": pack.kind[place],
         "presentation": pack.presentation[place],
@@ -144,20 +176,41 @@ def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
     return "".join([*parts, tokenizer.decode(run)])
 
 
-def _print_pack(described: dict[str, Any], *, with_text: bool) -> None:
+def _console() -> Any:
     from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _print_head(console: Any, described: dict[str, Any], tasks: str = "") -> None:
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
-    tasks = "" if with_text else f": {', '.join(sorted({s['task'] for s in described['segments']}))}"
-    console.print(
-        f"pack {described['pack']}: {_tokens_in_words(described)}, {len(described['segments'])} segments{tasks}"
-    )
+    segments = _counted(len(described["segments"]), "segment")
+    console.print(f"pack {described['pack']}: {_tokens_in_words(described)}, {segments}{tasks}")
     for strip in _strips(described):
         console.print(Text.assemble(*strip))
+
+
+def _print_in_short(described: dict[str, Any]) -> None:
+    """A line per segment."""
+    from rich.text import Text
+
+    console = _console()
+    _print_head(console, described, f": {', '.join(sorted({s['task'] for s in described['segments']}))}")
     for number, s in enumerate(described["segments"]):
-        console.print(Text(f"{_NEW_LINE[with_text]}[{number}] {_provenance(s)}", style="bold"))
-        if not with_text:
+        console.print(Text(f"  [{number}] {_provenance(s)}", style="bold"))
+
+
+def _print_with_text(described: dict[str, Any], task: str | None) -> None:
+    """Segments with their text; if a task is given, those of others have a line only."""
+    from rich.text import Text
+
+    console = _console()
+    _print_head(console, described)
+    console.print(Text(_legend(described), style="dim"))
+    for number, s in enumerate(described["segments"]):
+        console.print(Text(f"\n[{number}] {_provenance(s)}", style="bold"))
+        if task not in (None, s["task"]):
             continue
         console.print(Text(_mask_in_words(s, described["layout"]), style="dim"))
         if s["inputs"]:
@@ -165,11 +218,27 @@ def _print_pack(described: dict[str, Any], *, with_text: bool) -> None:
         console.print(Text("-> " + s["targets"], style=_TARGET_STYLE))
 
 
-_NEW_LINE = {True: "\n", False: "  "}
+_LEGEND = {"=": "seen in both directions", "-": "seen from behind only", ">": "target", ".": "padding"}
 _INPUT_STYLE = {True: "cyan", False: "yellow"}  # seen in both directions or not
 _TARGET_STYLE = "green"
 _STYLES = {"=": _INPUT_STYLE[True], "-": _INPUT_STYLE[False], ">": _TARGET_STYLE}
 _STRIP_WIDTH = 96
+
+
+def _legend(described: dict[str, Any]) -> str:
+    """What the marks mean that are in the lines: '= seen in both directions   > target   . padding'."""
+    drawn = {mark for strip in _strips(described) for marks, _ in strip for mark in marks}
+    sides = ["above the encoder, below the decoder:"] if described["layout"] == "encoder_decoder" else []
+    return "   ".join([*sides, *(f"{mark} {words}" for mark, words in _LEGEND.items() if mark in drawn)])
+
+
+def _counted(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> _counted(1, "shot"), _counted(0, "shot")
+    ('1 shot', '0 shots')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _tokens_in_words(described: dict[str, Any]) -> str:
@@ -185,10 +254,11 @@ def _tokens_in_words(described: dict[str, Any]) -> str:
 
 def _provenance(s: dict[str, Any]) -> str:
     cut = f" cut {s['cut']}" if s["cut"] else ""
+    replaced = f" (replacement, try {s['replaced']})" if s["replaced"] else ""
     return (
-        f"{s['task']} row {s['row']} epoch {s['epoch']}{cut}: {s['kind']}, {s['presentation']}, "
-        f"template {s['template'] or 'none'}, {s['shots']} shots, "
-        f"{s['input_tokens']} input + {s['tokens'] - s['input_tokens']} other tokens"
+        f"{s['task']} row {s['row']}{replaced} epoch {s['epoch']}{cut}: {s['kind']}, {s['presentation']}, "
+        f"template {s['template'] or 'none'}, {_counted(s['shots'], 'shot')}, "
+        f"{_counted(s['tokens'], 'token')}, {_counted(s['target_tokens'], 'target')}"
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+
+from flan_tune.packing.losses import in_words
 
 _RECENT = 33  # speed is that of the last so many windows: opening the sources is soon forgotten
 
@@ -67,12 +69,3 @@ def show_progress() -> Iterator[Progress]:
 
     with Console(highlight=False).status("opening the sources") as live:
         yield _TerminalProgress(live, lambda line: Text(line, no_wrap=True, overflow="ellipsis"))
-
-
-def in_words(counts: Mapping[str, int]) -> str:
-    """Counts for a person, in order of names.
-
-    >>> in_words({"muffin": 12_000, "cot": 30})
-    'cot 30, muffin 12,000'
-    """
-    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))

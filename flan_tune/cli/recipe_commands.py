@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from flan_tune.checks.preflight import check_recipe, is_missing_folder, pack_settings
-from flan_tune.cli.progress import in_words, show_progress
+from flan_tune.cli.progress import show_progress
 from flan_tune.errors import EXIT_WRONG_INPUT, RecipeError
 from flan_tune.packing.compile import open_stream
+from flan_tune.packing.losses import in_words
 from flan_tune.packing.prepare import prepare
 from flan_tune.packing.settings import PackSettings
 from flan_tune.packing.store import read_json
@@ -112,16 +113,27 @@ def _print_manifest(manifest: dict[str, Any], settings: PackSettings) -> None:
     lost = {name: manifest[name] for name in _LOST if manifest[name]}
     if lost:
         print("lost      " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in lost.items()))
-    for title in ("drops", "replaced"):
-        for task, reasons in manifest[title].items():
-            print(f"{title:9s} {task}: {in_words(reasons)}")
-    for task in manifest["tasks"]:
-        if task["filtered"]:
-            reasons = in_words(task["filtered"])
-            print(f"filtered  {task['name']}: {reasons} (of its rows, when the source was opened)")
+    draws = {task["name"]: f"of {task['examples']:,} draws" for task in manifest["tasks"]}
+    _print_by_task("replaced", manifest["replaced"], draws)
+    _print_by_task("dropped", manifest["drops"], draws)
+    rows = {task["name"]: "of its rows, when the source was opened" for task in manifest["tasks"]}
+    _print_by_task("filtered", {task["name"]: task["filtered"] for task in manifest["tasks"] if task["filtered"]}, rows)
     if manifest["dropped_tasks"]:
         print(f"missing   {len(manifest['dropped_tasks'])} tasks without data were dropped; manifest.json names them")
     print(f"hash      {manifest['content_hash'][:16]}, fingerprint {manifest['fingerprint'][:16]}")
+
+
+_MOST_TASKS = 10
+
+
+def _print_by_task(title: str, by_task: dict[str, dict[str, int]], notes: dict[str, str]) -> None:
+    """Counts by reason of the tasks with the largest ones; in the collection it may be hundreds that lose a few."""
+    most = sorted(by_task, key=lambda task: (-sum(by_task[task].values()), task))
+    for task in most[:_MOST_TASKS]:
+        print(f"{title:9s} {task}: {in_words(by_task[task])} ({notes[task]})")
+    if rest := most[_MOST_TASKS:]:
+        total = sum(sum(by_task[task].values()) for task in rest)
+        print(f"{title:9s} {total:,} in {len(rest)} more tasks; manifest.json names them")
 
 
 def _print_shares(manifest: dict[str, Any]) -> None:

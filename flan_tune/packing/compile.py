@@ -23,7 +23,7 @@ from flan_tune.mixtures.mixture import load_mixture
 from flan_tune.objectives.mixture_of_denoisers import PRESETS, Denoiser, MixtureOfDenoisers
 from flan_tune.objectives.segment import Segment
 from flan_tune.packing.bins import Bins, pack_bins, pack_bins_2d
-from flan_tune.packing.manifest import plain_counts
+from flan_tune.packing.losses import plain_counts
 from flan_tune.packing.segments import Causal, Cuts, Denoising, Encoded, Encoder, Objective, SegmentCounts, Supervised
 from flan_tune.packing.settings import PackSettings
 from flan_tune.packing.store import Pack, count_targets, write_shard
@@ -178,6 +178,7 @@ class Compiler:
             presentation=[e.presentation for e in examples],
             shots=np.array([e.shots for e in examples], dtype=np.int8),
             cut=np.array([s.cut for s in segments], dtype=np.int32),
+            replaced=np.array([e.replaced for e in examples], dtype=np.int8),
             target_tokens=count_targets(lengths, prefixes),
         )
 

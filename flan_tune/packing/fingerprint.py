@@ -24,7 +24,8 @@ from flan_tune.tasks.catalog import load_catalog
 # Raised whenever the code draws, renders, cuts or packs the same data otherwise: then packs made before are not what
 # today's code would make. The golden tests show when it has to be. 2: a task's rows come in the order of their epoch.
 # 3: the whole registry's wordings and presentations, cheaper permutations and span masks, bins by groups.
-STREAM_VERSION = 3
+# 4: a replaced row is shown by the presentation of its slot.
+STREAM_VERSION = 4
 
 _OBJECTIVE = ("objective", "preset", "denoisers", "rates", "span_sampler", "mode_token")
 _LENGTHS = ("max_length", "max_target_length", "window_examples", "too_long", "packing", "max_segments_per_pack")

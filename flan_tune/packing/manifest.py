@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flan_tune import __version__
 from flan_tune.errors import StreamError
 from flan_tune.packing.fingerprint import join_parts
+from flan_tune.packing.losses import plain_counts
 from flan_tune.packing.settings import PackSettings
 from flan_tune.packing.store import join_content_hashes, read_summary, read_vouched, write_index
 from flan_tune.packing.stream import ExampleStream
@@ -159,15 +160,6 @@ def _family_records(tasks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for name in ("rows", *_OF_A_TASK, "wanted_share", "share"):
             record[name] = round(record.get(name, 0) + task[name], 6)
     return list(families.values())
-
-
-def plain_counts(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """Counts by task and reason as plain data, in order of names.
-
-    >>> plain_counts({"b": Counter(y=1, x=2), "a": {"z": 3}})
-    {'a': {'z': 3}, 'b': {'x': 2, 'y': 1}}
-    """
-    return {task: _sorted(by_reason) for task, by_reason in sorted(counts.items())}
 
 
 def _sorted(counts: Mapping[str, int]) -> dict[str, int]:

@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flan_tune.errors import StreamError
+from flan_tune.errors import StreamError, disk_full
 from flan_tune.packing.compile import Compiler, compile_window, make_objective, open_tokenizer, open_work
 from flan_tune.packing.fingerprint import changed_parts, fingerprint_parts, join_parts, read_parts
+from flan_tune.packing.losses import failure_lines
 from flan_tune.packing.manifest import check_same, read_manifest, seal
 from flan_tune.packing.settings import PackSettings
 from flan_tune.packing.store import (
@@ -38,6 +39,7 @@ from flan_tune.packing.work import Summary, check_engine, in_processes, on_ray
 from flan_tune.sources.rows import find_data_root
 
 ALL_WINDOWS = (0, 1)  # shard 0 of 1
+_IF_KILLED = "Run the same command again, with a smaller --num-proc; finished windows are kept."
 _MARGIN = 1.02  # windows differ a little in how many packs they give
 
 Progress = Callable[[dict[str, Any], int, int], None]
@@ -62,7 +64,8 @@ def prepare(
     say: called with a line for a person.
 
     Packs that are sealed already are never made fewer. Runs in one folder write the same bytes; none harms another.
-    Raises: StreamError if the folder holds packs of another recipe: they are never overwritten.
+    Raises: StreamError if the folder holds packs of another recipe: they are never overwritten; or if more rows were
+        replaced or dropped than the settings allow: the windows are there, the manifest is not.
     """
     started = time.monotonic()
     say = say or _silent
@@ -77,19 +80,21 @@ def prepare(
     settings = _not_fewer(settings, sealed, say)
     if repair:
         _set_aside(directory, sealed, fingerprint, shard, say)
-    folder = _Folder(settings, fingerprint, shard, progress)
+    folder = _Folder(settings, fingerprint, shard, progress, say)
     is_complete = bool(sealed) and sealed["packs"] >= settings.num_packs and folder.holds(sealed)
     if is_complete and not repair:
         return {**sealed, "seconds": round(time.monotonic() - started, 2)}
     compiler = Compiler(settings)  # before the folder is marked: data that is not there yet changes the fingerprint
-    directory.mkdir(parents=True, exist_ok=True)
-    remove_stale(directory)
-    write_vouched(directory / "fingerprint.json", {"fingerprint": fingerprint, "parts": parts})
+    _mark(directory, {"fingerprint": fingerprint, "parts": parts})
     folder.compile(compiler, engine, num_proc)
     if absent := folder.absent():
         say(f"{directory}: not sealed yet; windows that belong to other shards are missing: {_shortly(absent)}.")
         return None
     manifest = seal(compiler, parts, directory, folder.windows)
+    if len(sealed.get("windows", ())) < folder.windows:  # what was sealed once is not judged again
+        draws = {task["name"]: task["examples"] for task in manifest["tasks"]}
+        if lines := failure_lines(settings, draws, manifest["replaced"], manifest["drops"]):
+            raise StreamError(f"{directory}: not sealed: {lines[0]}", *lines[1:])
     manifest["seconds"] = round(time.monotonic() - started, 2)
     latest = read_manifest(directory, fingerprint)
     check_same(directory, latest, manifest)
@@ -97,6 +102,21 @@ def prepare(
         return {**latest, "seconds": manifest["seconds"]}
     write_vouched(directory / "manifest.json", manifest)
     return manifest
+
+
+def _mark(directory: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Makes the folder and says what its packs are made from."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        remove_stale(directory)
+        write_vouched(directory / "fingerprint.json", fingerprint)
+    except OSError as error:
+        if disk_full(error):
+            raise
+        raise StreamError(
+            f"{directory}: no packs can be written here ({error.strerror}). Choose another folder with --packs DIR "
+            "(recipe key data.packs_dir)."
+        ) from None
 
 
 def _silent(_: str) -> None:
@@ -151,12 +171,18 @@ class _Folder:
     """The windows of a folder: how many are planned, which are finished, which of them this run makes."""
 
     def __init__(
-        self, settings: PackSettings, fingerprint: str, shard: tuple[int, int], progress: Progress | None
+        self,
+        settings: PackSettings,
+        fingerprint: str,
+        shard: tuple[int, int],
+        progress: Progress | None,
+        say: Callable[[str], None],
     ) -> None:
         self.settings = settings
         self.fingerprint = fingerprint
         self.shard = shard
         self.progress = progress
+        self.say = say
         self.directory = Path(settings.packs_dir)
         self.done = finished_windows(self.directory, fingerprint)
         self.windows = 1
@@ -176,6 +202,7 @@ class _Folder:
         if is_new:
             first = compile_window(compiler, self.fingerprint, 0)
             self._finish(first)
+            self._warn_of_failures(first)
         self._plan()
         left = [number for number in self.absent() if self._is_mine(number)]
         if is_new and self._is_mine(0):
@@ -205,6 +232,16 @@ class _Folder:
             mine = len(range(index, self.windows, count))
             self.progress(summary, mine - left, mine)
 
+    def _warn_of_failures(self, first: Summary) -> None:
+        """Tells after window 0 what would be judged in the end: it may take days till then."""
+        draws = {name: counts[0] for name, counts in first["by_task"].items()}
+        if lines := failure_lines(self.settings, draws, first["replaced"], first["drops"]):
+            self.say(
+                "\n".join(
+                    [f"warning: if all windows are like the first, they will not be sealed: {lines[0]}", *lines[1:]]
+                )
+            )
+
     def _plan(self) -> None:
         """How many windows: from window 0 alone, and more only if all of them turn out to hold too few packs."""
         first, wanted = self.done[0].packs, self.settings.num_packs
@@ -225,9 +262,10 @@ class _Folder:
         if engine == "ray":
             root = find_data_root(self.settings.data_root)  # the environment there is another one
             settings = replace(self.settings, data_root=str(root.resolve()) if root else None)
-            return on_ray(partial(open_work, settings, self.fingerprint), numbers, num_proc)
+            return on_ray(partial(open_work, settings, self.fingerprint), numbers, num_proc, if_killed=_IF_KILLED)
         if (num_proc or 1) > 1 and len(numbers) > 1:
-            return in_processes(partial(open_work, self.settings, self.fingerprint), numbers, num_proc or 1)
+            opening = partial(open_work, self.settings, self.fingerprint)
+            return in_processes(opening, numbers, num_proc or 1, if_killed=_IF_KILLED)
         return (compile_window(compiler, self.fingerprint, number) for number in numbers)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from flan_tune.objectives.causal import causal, cut_causal
 from flan_tune.objectives.mixture_of_denoisers import MixtureOfDenoisers
 from flan_tune.objectives.segment import Ids, Layout, Segment
+from flan_tune.packing.losses import TARGET_TOO_LONG, TOO_LONG, TOO_SHORT
 from flan_tune.prompts.present import Example
 from flan_tune.rng import key
 from flan_tune.tokens.tokenizer import Tokenizer
@@ -159,10 +160,10 @@ class Encoder:
         if over <= 0:
             return one
         if room <= 0:
-            counts.drop(one.example.task, "target too long")
+            counts.drop(one.example.task, TARGET_TOO_LONG)
             return None
         if self.too_long == "drop":
-            counts.drop(one.example.task, "too long")
+            counts.drop(one.example.task, TOO_LONG)
             return None
         counts.truncate(one.example.task, over)
         return Encoded(one.example, one.inputs[over:], one.targets)
@@ -245,7 +246,9 @@ class Denoising:
         keys = [key(self.seed, "denoising", o.example.task, o.example.epoch, o.example.row) for o in encoded]
         counts.sentinel_collisions += self.mixture.collisions(pieces)
         made: list[list[Segment]] = []
-        for segments, skipped in self.mixture.segments_batch(pieces, keys):
+        for one, (segments, skipped) in zip(encoded, self.mixture.segments_batch(pieces, keys), strict=True):
             counts.skipped_tokens += skipped
+            if not segments:
+                counts.drop(one.example.task, TOO_SHORT)
             made.append(segments)
         return made

@@ -12,7 +12,9 @@ from flan_tune.objectives.span_sampler import Sampler
 
 @dataclass(frozen=True)
 class PackSettings:
-    """Everything that decides packs. The recipe documents each key; `num_packs` alone is not in the fingerprint.
+    """Everything that decides packs. The recipe documents each key.
+
+    `num_packs` and the shares of draws that may fail are not in the fingerprint: they decide no bytes of a pack.
 
     special_tokens: arguments of Tokenizer.with_special_tokens, or None.
     denoisers: a recipe's own list, each {name, kind, rate, mean_span, mode, share}.
@@ -39,6 +41,8 @@ class PackSettings:
     span_sampler: Sampler = "t5"
     mode_token: str | None = None
     max_target_length: int | None = None
+    max_failed_share: float = 0.01
+    max_failed_share_of_task: float = 0.2
 
     @property
     def layout(self) -> Layout:

@@ -35,7 +35,7 @@ import pyarrow as pa
 from flan_tune.errors import StreamError
 from flan_tune.objectives.segment import Layout
 
-STORE_FORMAT = 2  # 2: encoder-decoder packs
+STORE_FORMAT = 3  # 2: encoder-decoder packs. 3: which rows took the place of another one
 REPAIR = "flan-tune prepare RECIPE --repair"
 
 _OWN_HASH = "hash_of_the_rest"
@@ -55,6 +55,7 @@ _SCHEMA = pa.schema(
         ("presentation", pa.list_(pa.string())),
         ("shots", pa.list_(pa.int8())),
         ("cut", pa.list_(pa.int32())),
+        ("replaced", pa.list_(pa.int8())),
         ("target_tokens", pa.int32()),
     ],
     metadata={"flan_tune.store_format": str(STORE_FORMAT)},
@@ -87,6 +88,7 @@ class Pack:
     presentation: list[str]
     shots: npt.NDArray[np.int8]
     cut: npt.NDArray[np.int32]
+    replaced: npt.NDArray[np.int8]  # rows tried before `row` took a scheduled one's place; 0 for a scheduled row
     target_tokens: int
 
 
@@ -140,6 +142,9 @@ def staged(path: Path) -> Iterator[Path]:
     try:
         yield staging
         os.replace(staging, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a disk that is full does not say what it was to hold
+        raise
     finally:
         staging.unlink(missing_ok=True)
 

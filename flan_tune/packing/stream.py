@@ -2,7 +2,9 @@
 
 Opening a stream opens every source of the mixture and computes the exact schedule; `examples(start, count)` is
 then a pure function. A row that cannot be shown (no rationale, an empty target) is quarantined: another row of the
-same task takes its slot, drawn by (seed, 'replace', slot, attempt).
+same task takes its slot, drawn by (seed, 'replace', slot, attempt). It is shown by the presentation that was drawn for
+the slot, so that presentations keep their shares; only where no row that was tried has what this presentation needs is
+one drawn anew with the row.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 from flan_tune.errors import RowError, SourceError, StreamError
 from flan_tune.mixtures.mixture import Member, Mixture, examples_share
 from flan_tune.mixtures.schedule import Schedule
+from flan_tune.packing.losses import in_words
 from flan_tune.prompts.present import Example, Presenter
 from flan_tune.prompts.styles import styles_fingerprint
 from flan_tune.prompts.template import load_templates
@@ -26,7 +29,7 @@ from flan_tune.rng import Draws, key
 from flan_tune.sources.rows import TaskRows, open_rows, open_task
 from flan_tune.tasks.task import Task
 
-_ATTEMPTS = 32
+_ATTEMPTS = 32  # rows that are tried with the presentation of a slot, and as many with one of their own
 _AT_ONCE = 10_000
 
 
@@ -42,7 +45,7 @@ class Entry:
 
 @dataclass
 class StreamCounts:
-    """What happened to rows: per task, by reason."""
+    """What happened to rows. replaced: per task, by the reason why the scheduled row of a slot could not be shown."""
 
     replaced: dict[str, Counter[str]] = field(default_factory=dict)
 
@@ -121,15 +124,28 @@ class ExampleStream:
         return [made[place] for place in range(count)]
 
     def _example(self, entry: Entry, epoch: int, row: int, slot: int, counts: StreamCounts) -> Example:
-        presenter = entry.presenter
-        for attempt in range(_ATTEMPTS):
+        presentation = entry.presenter.choose(entry.presentations, epoch, row)
+        try:
+            return entry.presenter.example(row, epoch, presentation)
+        except RowError as error:
+            counts.replace(entry.task.name, error.reason)
+            return self._replacement(entry, epoch, slot, presentation, error.reason)
+
+    def _replacement(self, entry: Entry, epoch: int, slot: int, presentation: str, reason: str) -> Example:
+        presenter, reasons = entry.presenter, Counter([reason])
+        for attempt in range(2 * _ATTEMPTS):
+            row = Draws(key(self.seed, "replace", slot, attempt)).below(len(presenter.rows))
+            if attempt >= _ATTEMPTS:
+                presentation = presenter.choose(entry.presentations, epoch, row)
             try:
-                return presenter.example(row, epoch, presenter.choose(entry.presentations, epoch, row))
+                return replace(presenter.example(row, epoch, presentation), replaced=attempt + 1)
             except RowError as error:
-                counts.replace(entry.task.name, error.reason)
-                row = Draws(key(self.seed, "replace", slot, attempt)).below(len(presenter.rows))
-        reasons = dict(counts.replaced[entry.task.name])
-        raise StreamError(f"task {entry.task.name!r}: {_ATTEMPTS} rows in a row cannot be shown: {reasons}.")
+                reasons[error.reason] += 1
+        raise StreamError(
+            f"task {entry.task.name!r}: {reasons.total()} rows in a row cannot be shown ({in_words(reasons)}). "
+            f"See one with `flan-tune tasks check {entry.task.name}`; correct its card, give it another presentation, "
+            "or leave it out with `exclude`."
+        )
 
 
 def missing_message(faults: dict[str, str]) -> list[str]:

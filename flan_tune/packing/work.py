@@ -3,7 +3,7 @@
     open_work() -> work          opened once in each process: a tokenizer, all sources
     work(number) -> summary      one piece; the result is small, what is made goes to files
 
-Nothing here knows about packs. Summaries come in the order in which pieces are finished, and only a few pieces per
+Nothing here knows what the work is. Summaries come in the order in which pieces are finished, and only a few pieces per
 process are handed out ahead, so that memory does not grow with their number.
 """
 
@@ -28,15 +28,13 @@ Work = Callable[[int], Summary]
 OpenWork = Callable[[], Work]  # can be pickled
 
 _AHEAD = 2  # pieces handed out per process: one is worked on, one is waiting
-_KILLED = (
-    "a worker process was killed, perhaps for want of memory. Run the same command again, with a smaller --num-proc; "
-    "finished windows are kept."
-)
+_KILLED = "a worker process was killed, perhaps for want of memory."
 
 
-def in_processes(open_work: OpenWork, numbers: Sequence[int], num_proc: int) -> Iterator[Summary]:
+def in_processes(open_work: OpenWork, numbers: Sequence[int], num_proc: int, *, if_killed: str) -> Iterator[Summary]:
     """Summaries of all pieces, worked on by `num_proc` processes of this machine.
 
+    if_killed: what to do then, as a sentence for the message.
     Raises: StreamError if one of them was killed; and what `open_work` and the work raise.
     """
     workers = min(num_proc, len(numbers))
@@ -53,7 +51,7 @@ def in_processes(open_work: OpenWork, numbers: Sequence[int], num_proc: int) -> 
                 while done:
                     yield done.pop().result()
         except BrokenProcessPool:
-            raise StreamError(_KILLED) from None
+            raise StreamError(f"{_KILLED} {if_killed}") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -63,7 +61,8 @@ _worker: list[Work] = []
 
 
 def _start_worker(open_work: OpenWork) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends workers at once and without a word; the parent speaks
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as it is in the background of a script
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends workers at once without a word; the parent speaks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.append(open_work())
 
@@ -80,7 +79,7 @@ def _work(number: int) -> Summary:
     return _worker[0](number)
 
 
-def on_ray(open_work: OpenWork, numbers: Sequence[int], num_proc: int | None) -> Iterator[Summary]:
+def on_ray(open_work: OpenWork, numbers: Sequence[int], num_proc: int | None, *, if_killed: str) -> Iterator[Summary]:
     """Summaries of all pieces, each a Ray task of one CPU: on the cluster of RAY_ADDRESS, else on this machine.
 
     num_proc: tasks at once; None for as many as the cluster has CPUs. Its machines share this one's folders.
@@ -103,7 +102,7 @@ def on_ray(open_work: OpenWork, numbers: Sequence[int], num_proc: int | None) ->
             if not waiting:
                 return
             (done,), waiting = ray.wait(waiting, num_returns=1)
-            yield _result(ray, done)
+            yield _result(ray, done, if_killed)
     finally:
         if is_ours:
             ray.shutdown()
@@ -150,18 +149,18 @@ def _work_on_ray(packed: bytes, folder: str, number: int) -> Summary:
         if not Path(folder).is_dir():
             raise StreamError(
                 f"--engine ray: {folder} is not there on {os.uname().nodename}. The machines of the cluster have to "
-                "share the folder that the command is started in, the data root and the folder of the packs."
+                "share the folder that the command is started in and those that it reads and writes."
             )
         os.chdir(folder)  # paths in a recipe are relative to it
         _opened[packed] = pickle.loads(packed)()
     return _opened[packed](number)
 
 
-def _result(ray: Any, done: Any) -> Summary:
+def _result(ray: Any, done: Any, if_killed: str) -> Summary:
     try:
         summary: Summary = ray.get(done)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None  # as it was raised over there
     except ray.exceptions.RayError as error:
-        raise StreamError(f"{_KILLED} Ray says: {error}") from None
+        raise StreamError(f"{_KILLED} {if_killed} Ray says: {error}") from None
     return summary

@@ -17,6 +17,7 @@ class Example:
     options_style: a plain list's name, or 'heading/item/ending' with '/marker' where the target is the marker of an
     option; '' when no options are shown. dialog_style: 'heading/speakers/between'.
     exemplar_rows: the row numbers of the exemplars.
+    replaced: how many rows were tried before `row` took a scheduled one's place; 0 for a scheduled row.
     """
 
     inputs: str
@@ -35,6 +36,7 @@ class Example:
     family: str = ""
     turn: int | None = None
     dialog_style: str = ""
+    replaced: int = 0
 
     @property
     def shots(self) -> int:

@@ -60,6 +60,7 @@ def _data(stage: StageFiles) -> str:
     ]
     totals = table([Column("Data", numeric=False), Column("")], rows) if rows else notice("The manifest has no totals.")
     counts = "".join(_counts(title, manifest.get(key)) for key, title in _COUNTS.items())
+    counts += _counts("Rows replaced, by reason", _drops(manifest.get("replaced")))
     counts += _counts("Rows dropped, by reason", _drops(manifest.get("drops")))
     return f'{totals}<div class="columns">{counts}</div>{_per_task(manifest.get("tasks"))}'
 
