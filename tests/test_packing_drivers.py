@@ -234,11 +234,19 @@ class Taken(list[int]):
 
 @pytest.mark.slow
 def test_pieces_are_handed_out_a_few_at_a_time() -> None:
-    numbers, done = Taken(range(30)), []
-    for result in in_processes(partial(partial, pow, 2), numbers, 2, if_killed=""):
+    numbers, done, made_here = Taken(range(30)), [], []
+
+    def here(number: int) -> int:
+        time.sleep(0.2)
+        made_here.append(number)
+        return 2**number
+
+    for result in in_processes(partial(partial, pow, 2), numbers, 2, here=here, if_killed=""):
         done.append(result)
-        assert numbers.taken - len(done) < 2 * 2
+        assert numbers.taken - len(done) <= 2
     assert sorted(done) == [2**number for number in range(30)]
+    assert made_here[0] == 2  # the first are for the other process, which takes a while to begin
+    assert len(made_here) < 30
 
 
 def test_progress_says_how_fast_the_last_windows_were(

@@ -72,10 +72,7 @@ def find_contamination(
     index = OverlapIndex(questions)
     job = _Job(questions, tasks, mixture.split, data_root, max_rows)
     numbers = range(len(tasks))
-    if num_proc == 1 or len(tasks) < 2:
-        work: Iterator[Summary] = (job.compare(index, number) for number in numbers)
-    else:
-        work = in_processes(job.open, numbers, num_proc, if_killed=_IF_KILLED)
+    work = in_processes(job.open, numbers, num_proc, here=partial(job.compare, index), if_killed=_IF_KILLED)
     summaries: dict[int, Summary] = {}
     met_runs = np.zeros(len(index.short.hashes), dtype=bool)
     for summary in work:

@@ -263,10 +263,9 @@ class _Folder:
             root = find_data_root(self.settings.data_root)  # the environment there is another one
             settings = replace(self.settings, data_root=str(root.resolve()) if root else None)
             return on_ray(partial(open_work, settings, self.fingerprint), numbers, num_proc, if_killed=_IF_KILLED)
-        if (num_proc or 1) > 1 and len(numbers) > 1:
-            opening = partial(open_work, self.settings, self.fingerprint)
-            return in_processes(opening, numbers, num_proc or 1, if_killed=_IF_KILLED)
-        return (compile_window(compiler, self.fingerprint, number) for number in numbers)
+        opening = partial(open_work, self.settings, self.fingerprint)
+        here = partial(compile_window, compiler, self.fingerprint)
+        return in_processes(opening, numbers, num_proc or 1, here=here, if_killed=_IF_KILLED)
 
 
 def check_folder(directory: Path, parts: Mapping[str, str]) -> None:

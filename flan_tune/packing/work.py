@@ -1,6 +1,6 @@
 """Numbered pieces of work, done here, by processes of this machine, or as tasks of a Ray cluster.
 
-    open_work() -> work          opened once in each process: a tokenizer, all sources
+    open_work() -> work          opened once in each process
     work(number) -> summary      one piece; the result is small, what is made goes to files
 
 Nothing here knows what the work is. Summaries come in the order in which pieces are finished, and only a few pieces per
@@ -31,23 +31,32 @@ _AHEAD = 2  # pieces handed out per process: one is worked on, one is waiting
 _KILLED = "a worker process was killed, perhaps for want of memory."
 
 
-def in_processes(open_work: OpenWork, numbers: Sequence[int], num_proc: int, *, if_killed: str) -> Iterator[Summary]:
-    """Summaries of all pieces, worked on by `num_proc` processes of this machine.
+def in_processes(
+    open_work: OpenWork, numbers: Sequence[int], num_proc: int, *, here: Work, if_killed: str
+) -> Iterator[Summary]:
+    """Summaries of all pieces, worked on by `num_proc` processes of this machine, this one among them.
 
-    if_killed: what to do then, as a sentence for the message.
+    here: the work, opened in this process already. It begins at once, while the others open theirs.
+    if_killed: what to do if another process was killed, as a sentence for the message.
     Raises: StreamError if one of them was killed; and what `open_work` and the work raise.
     """
-    workers = min(num_proc, len(numbers))
+    others = min(num_proc, len(numbers)) - 1
+    if others < 1:
+        yield from map(here, numbers)
+        return
     context = get_context("spawn")  # forking a process that holds Arrow and tokenizer threads can hang
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(open_work,)) as pool:
+    with ProcessPoolExecutor(others, context, initializer=_start_worker, initargs=(open_work,)) as pool:
         coming = iter(numbers)
         waiting: set[Future[Summary]] = set()
         try:
             while True:
-                waiting |= {pool.submit(_work, n) for n in islice(coming, _AHEAD * workers - len(waiting))}
-                if not waiting:
+                waiting |= {pool.submit(_work, n) for n in islice(coming, _AHEAD * others - len(waiting))}
+                mine = next(coming, None)
+                if mine is not None:
+                    yield here(mine)
+                elif not waiting:
                     return
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                done, waiting = wait(waiting, None if mine is None else 0, return_when=FIRST_COMPLETED)
                 while done:
                     yield done.pop().result()
         except BrokenProcessPool:
