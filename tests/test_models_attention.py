@@ -133,11 +133,11 @@ def test_packed_equals_alone(family: str, backend: str, attention: str):
     model = model_of(family, backend)
     batch = batch_of(SEGMENTS, attention)
     with torch.no_grad():
-        packed = full_logits(model, batch.input_ids, batch.spec)[0]
+        packed = full_logits(model, batch)[0]
         start = 0
         for ids, prefix in SEGMENTS:
             alone = batch_of([(ids, prefix)], attention, max_length=len(ids))
-            expected = full_logits(model, alone.input_ids, alone.spec)[0]
+            expected = full_logits(model, alone)[0]
             torch.testing.assert_close(packed[start : start + len(ids)], expected, rtol=1e-4, atol=1e-5)
             start += len(ids)
         own = model(input_ids=torch.tensor([SEGMENTS[0][0]]), use_cache=False).logits[0]
@@ -153,8 +153,8 @@ def test_a_bool_mask_given_to_eager_masks_nothing(family: str):
     model = model_of(family, "eager")
     batch = batch_of(SEGMENTS, "causal")
     with torch.no_grad():
-        right = hidden_states(model, batch.input_ids, batch.spec)
-        wrong = hidden_states(model, batch.input_ids, batch.spec, attn_implementation="sdpa")
+        right = hidden_states(model, batch)
+        wrong = hidden_states(model, batch, attn_implementation="sdpa")
     assert (right - wrong).abs().max() > 1e-2
     assert leak_probe(model, "causal", "sdpa", VOCAB)  # a bool mask reaches the eager model here
     assert not leak_probe(model, "causal", "eager", VOCAB)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 
 from flan_tune.errors import RecipeError, StreamError
 from flan_tune.models.attention import allowed_BLL
-from flan_tune.models.collate import NO_LABEL, BarePack, Batch, collate
+from flan_tune.models.collate import NO_LABEL, BarePack, Batch, DecoderShape, collate
+from flan_tune.packing.store import count_targets
 
 MAX_LENGTH = 20
 
@@ -23,12 +26,12 @@ def pack_of(*segments: tuple[list[int], int]) -> BarePack:
 
 
 @st.composite
-def packs(draw: st.DrawFn) -> BarePack:
+def packs(draw: st.DrawFn, least_prefix: int = 0) -> BarePack:
     segments, room = [], MAX_LENGTH
     while room >= 2 and (not segments or draw(st.booleans())):
         length = draw(st.integers(2, min(room, 9)))
         ids = draw(st.lists(st.integers(1, 99), min_size=length, max_size=length))
-        segments.append((ids, draw(st.integers(0, length - 1))))
+        segments.append((ids, draw(st.integers(least_prefix, length - 1))))
         room -= length
     return pack_of(*segments)
 
@@ -153,3 +156,88 @@ def test_unknown_modes_are_refused():
         collate([pack], max_length=4, pad_id=0, attention="causal", loss_normalization="mean")
     with pytest.raises(StreamError, match="no packs"):
         collate([], max_length=4, pad_id=0, attention="causal", loss_normalization="token")
+
+
+def sides_of(rows: list[BarePack], normalization: str = "token", **shape: int) -> Batch:
+    shape = {"max_length": MAX_LENGTH, "max_target_length": MAX_LENGTH, "start_id": 99} | shape
+    decoder = DecoderShape(shape["max_target_length"], shape["start_id"])
+    how = {"pad_id": 0, "attention": "causal", "loss_normalization": normalization}
+    return collate(rows, max_length=shape["max_length"], decoder=decoder, **how)
+
+
+def test_worked_example_of_an_encoder_decoder():
+    pack = pack_of(([8, 9, 1, 5, 1], 3), ([7, 1, 6, 1], 2))
+    batch = sides_of([pack], "example", max_length=6, max_target_length=5, start_id=0)
+    assert batch.encoder is not None
+    assert batch.encoder.input_ids.tolist() == [[8, 9, 1, 7, 1, 0]]
+    assert batch.encoder.spec.segment_ids.tolist() == [[1, 1, 1, 2, 2, 0]]
+    assert batch.encoder.spec.prefix_block_ids.tolist() == [[1, 1, 1, 2, 2, -1]]
+    assert batch.encoder.spec.position_ids.tolist() == [[0, 1, 2, 0, 1, 0]]
+    assert batch.input_ids.tolist() == [[0, 5, 0, 6, 0]]
+    assert batch.spec.segment_ids.tolist() == [[1, 1, 2, 2, 0]]
+    assert batch.spec.prefix_block_ids.tolist() == [[-1] * 5]
+    assert batch.spec.position_ids.tolist() == [[0, 1, 0, 1, 0]]
+    assert batch.labels.tolist() == [[5, 1, 6, 1, NO_LABEL]]
+    assert batch.loss_weights.tolist() == [[0.5, 0.5, 0.5, 0.5, 0]]
+    assert batch.target_positions.tolist() == [0, 1, 2, 3]
+
+
+def slow_sides(pack: BarePack, normalization: str) -> tuple[dict[str, list], dict[str, list]]:
+    """Encoder and decoder columns, token by token."""
+    encoder: dict[str, list] = {name: [] for name in ("ids", "segment", "block", "position")}
+    decoder: dict[str, list] = {name: [] for name in (*encoder, "labels", "weights")}
+    for number, (ids, prefix) in enumerate(segments_of(pack), start=1):
+        for index, token in enumerate(ids[:prefix]):
+            for name, value in zip(encoder, (token, number, number, index), strict=True):
+                encoder[name].append(value)
+        given = 99
+        for index, token in enumerate(ids[prefix:]):
+            weight = 1 / (len(ids) - prefix) if normalization == "example" else 1.0
+            for name, value in zip(decoder, (given, number, -1, index, token, weight), strict=True):
+                decoder[name].append(value)
+            given = token
+    fills = {"ids": 0, "segment": 0, "block": -1, "labels": NO_LABEL, "weights": 0.0}
+    for side in (encoder, decoder):
+        padding = MAX_LENGTH - len(side["ids"])
+        for name in side:
+            side[name] += list(range(padding)) if name == "position" else [fills[name]] * padding
+    return encoder, decoder
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    rows=st.lists(packs(least_prefix=1), min_size=1, max_size=4), normalization=st.sampled_from(["token", "example"])
+)
+def test_sides_equal_the_slow_version(rows: list[BarePack], normalization: str):
+    batch = sides_of(rows, normalization)
+    assert batch.encoder is not None
+    for number, pack in enumerate(rows):
+        encoder, decoder = slow_sides(pack, normalization)
+        found = columns_of(batch, number)
+        assert found.pop("weights") == pytest.approx(decoder.pop("weights"))
+        assert found == decoder
+        whole = replace(batch, input_ids=batch.encoder.input_ids, spec=batch.encoder.spec)
+        found = columns_of(whole, number)
+        assert {name: found[name] for name in encoder} == encoder
+    assert len(batch.target_positions) == sum(count_targets(p.segment_lengths, p.prefix_lengths) for p in rows)
+
+
+def test_sides_move_together():
+    batch = sides_of([pack_of(([8, 9, 1], 2))]).to("meta")
+    assert batch.encoder is not None
+    assert {batch.input_ids.device.type, batch.encoder.input_ids.device.type} == {"meta"}
+    assert batch.encoder.spec.segment_ids.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("pack", "message"),
+    [
+        (pack_of(([1] * 9, 7)), "7 tokens for the encoder, max_length is 6"),
+        (pack_of(([1] * 9, 3)), "6 tokens for the decoder, max_target_length is 5"),
+        (pack_of(([1, 2, 3], 1), ([1, 2, 3], 0)), "segment 1 has no tokens for the encoder"),
+        (pack_of(([1, 2, 3], 3)), "none is a target"),
+    ],
+)
+def test_sides_that_cannot_be_are_refused(pack: BarePack, message: str):
+    with pytest.raises(StreamError, match=message):
+        sides_of([pack], max_length=6, max_target_length=5)

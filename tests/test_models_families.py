@@ -84,10 +84,10 @@ def test_packed_is_alone(family: str, backend: str, attention: str):
     batch = batch_of(SEGMENTS, attention, WIDTH)
     alone, start = [], 0
     with torch.set_grad_enabled(trains):
-        packed = full_logits(model, batch.input_ids, batch.spec)[0]
+        packed = full_logits(model, batch)[0]
         for ids, prefix in SEGMENTS:
             one = batch_of([(ids, prefix)], attention, WIDTH)
-            alone.append(full_logits(model, one.input_ids, one.spec)[0, : len(ids)])
+            alone.append(full_logits(model, one)[0, : len(ids)])
             torch.testing.assert_close(packed[start : start + len(ids)], alone[-1], **exact)
             start += len(ids)
     if trains:
@@ -105,7 +105,7 @@ def test_a_plain_row_is_the_models_own(family: str, backend: str):
         wide = create_model(FAMILIES[family] | {"model_type": family, "sliding_window": 100}, VOCAB, seed=1).eval()
         batch = batch_of([(list(range(5, 25)), 0)], "causal", WIDTH)
         with torch.no_grad():
-            near, far = (full_logits(m, batch.input_ids, batch.spec) for m in (model, wide))
+            near, far = (full_logits(m, batch) for m in (model, wide))
         assert (near - far).abs().max() > 1e-2
 
 
@@ -126,7 +126,7 @@ def test_generation_and_scores_are_those_of_the_full_forward(family: str, backen
     for prompt, tokens, (likelihood, is_greedy) in zip(prompts, generated, scores, strict=True):
         batch = batch_of([([*prompt, *tokens], len(prompt))], attention, WIDTH)
         with torch.no_grad():
-            hidden = choose_positions(hidden_states(model, batch.input_ids, batch.spec), batch.target_positions)
+            hidden = choose_positions(hidden_states(model, batch), batch.target_positions)
             logits = model.get_output_embeddings()(hidden)
         assert logits.argmax(-1).tolist() == tokens
         assert is_greedy
@@ -185,7 +185,7 @@ def test_compiled_layers_compile_once_for_all_packs(family: str, backend: str, c
 
     def run(model, batch: Batch) -> list[torch.Tensor]:
         with torch.set_grad_enabled(trains):
-            hidden = hidden_states(model, batch.input_ids, batch.spec)
+            hidden = hidden_states(model, batch)
             return [hidden, *(gradients(model, weighted(hidden)) if trains else [])]
 
     run(compiled, first)
@@ -204,10 +204,10 @@ def test_flex_attention_by_itself_compiles_once_for_all_packs(family: str):
     model = family_model(family, "flex_attention").eval()
     first, *others = different_packs()
     with torch.no_grad():
-        hidden_states(model, first.input_ids, first.spec)
+        hidden_states(model, first)
         with torch._dynamo.config.patch(error_on_recompile=True):
             for batch in others:
-                hidden_states(model, batch.input_ids, batch.spec)
+                hidden_states(model, batch)
 
 
 def test_the_probe_does_not_touch_what_is_compiled():

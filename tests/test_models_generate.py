@@ -8,8 +8,9 @@ from test_models_attention import CONFIGS, MISTRAL, VOCAB, attentions, backends,
 
 from flan_tune.errors import FlanTuneError, RecipeError
 from flan_tune.models import generate as generate_module
+from flan_tune.models.decoding import left_padded
 from flan_tune.models.forward import attn_implementation_of, full_logits
-from flan_tune.models.generate import _left_padded, generate, score
+from flan_tune.models.generate import generate, score
 from flan_tune.models.load import create_model
 
 EOS = 2
@@ -23,7 +24,7 @@ def last_logits(model, prompt: list[int], generated: list[int], attention: str) 
     # One token more, so that there is a target even before the first one: it is not looked at.
     batch = batch_of([([*ids, 1], len(prompt))], attention, max_length=len(ids) + 1)
     with torch.no_grad():
-        return full_logits(model, batch.input_ids, batch.spec)[0, len(ids) - 1]
+        return full_logits(model, batch)[0, len(ids) - 1]
 
 
 def slow_greedy(model, prompt: list[int], attention: str) -> list[int]:
@@ -126,7 +127,7 @@ def test_draws_follow_the_probabilities():
 
 
 def test_worked_example_of_left_padding():
-    ids, spec = _left_padded([[5, 6, 7], [8]], 0, "prefix_lm")
+    ids, spec = left_padded([[5, 6, 7], [8]], 0, "prefix_lm")
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
     assert spec.segment_ids.tolist() == [[1, 1, 1], [0, 0, 1]]
     assert spec.prefix_block_ids.tolist() == [[1, 1, 1], [-1, -1, 1]]

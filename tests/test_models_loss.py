@@ -73,7 +73,7 @@ def test_weights_weigh():
 def test_gradients_equal_those_of_full_logits(family: str):
     model = create_model(CONFIGS[family], VOCAB, seed=1, dtype=torch.float64)
     batch = rows_of(SEGMENTS, SEGMENTS[2:], normalization="example")
-    logits = full_logits(model, batch.input_ids, batch.spec)
+    logits = full_logits(model, batch)
     every = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none", ignore_index=NO_LABEL)
     (every * batch.loss_weights.flatten()).sum().backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -181,7 +181,7 @@ def test_only_targets_go_through_the_head_and_it_is_called_once():
     batch = rows_of(SEGMENTS, SEGMENTS[2:])
     output = TargetLoss(model)(batch)
     assert seen == [(len(batch.target_positions), 32)]
-    hidden = choose_positions(hidden_states(model, batch.input_ids, batch.spec), batch.target_positions)
+    hidden = choose_positions(hidden_states(model, batch), batch.target_positions)
     assert model.lm_head(hidden).shape == (len(batch.target_positions), VOCAB)  # its forward is its own again
     assert torch.equal(output.positions_N, batch.target_positions)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_models_attention import CONFIGS, VOCAB, attentions, backends, families, model_of
@@ -31,7 +33,7 @@ def test_usual_initialisation_is_enough(family: str):
 
 def broken(model, change):
     """Logits under a spec that is not the batch's."""
-    return lambda batch: full_logits(model, batch.input_ids, change(batch.spec))
+    return lambda batch: full_logits(model, replace(batch, spec=change(batch.spec)))
 
 
 def one_segment(spec: MaskSpec) -> MaskSpec:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from test_models_attention import CONFIGS, SEGMENTS
+from test_models_encoder_decoder import FAMILIES, UNTIED, sides_of, with_own_head
 from test_models_loss import rows_of
 
 from flan_tune.models.collate import NO_LABEL, Batch
@@ -24,15 +26,21 @@ LOADED = {
     "tied": CONFIGS["llama"] | {"tie_word_embeddings": True},
     "gpt_neox": CONFIGS["gpt_neox"],
     "phi": {k: v for k, v in CONFIGS["gpt_neox"].items() if k != "model_type"} | {"model_type": "phi"},  # head bias
+    "t5": FAMILIES["t5"],
+    "mt5": FAMILIES["mt5"],  # with a head of its own, as its checkpoints have
 }
 GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 4, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 CREATED = {"new": CONFIGS["llama"], "new_tied": LOADED["tied"], "new_gpt2": GPT2 | {"model_type": "gpt2"}}
+CREATED["new_t5"] = FAMILIES["t5"]
 
 
 @pytest.mark.long
 def test_two_processes_have_the_model_of_one(tmp_path: Path):
     for name, config in LOADED.items():
-        create_model(config, OLD, seed=1).save_pretrained(tmp_path / name)
+        model = create_model(config, OLD, seed=1)
+        if name in UNTIED:
+            with_own_head(model, torch.Generator().manual_seed(1))
+        model.save_pretrained(tmp_path / name)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     # DeepSpeed builds its CPU communication with ninja, which lies beside the interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -49,7 +57,7 @@ def test_two_processes_have_the_model_of_one(tmp_path: Path):
             for parameter_name, parameter in whole.named_parameters():
                 assert torch.equal(found["parameters"][parameter_name], parameter), (name, rank, parameter_name)
             # Rank 1 has no targets, and gradients are averaged over the two.
-            TargetLoss(whole, Z_LOSS)(rows_of(SEGMENTS)).loss_sum.div(2).backward()
+            TargetLoss(whole, Z_LOSS)(batch_for(name)).loss_sum.div(2).backward()
             for parameter_name, parameter in whole.named_parameters():
                 gradient = found["gradients"][parameter_name]
                 torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-5)
@@ -60,6 +68,10 @@ def make(name: str, directory: Path, **options):
     if name in CREATED:
         return create_model(CREATED[name], NEW, seed=5, **options)
     return load_model(str(directory / name), vocab_size=NEW, seed=3, **options)
+
+
+def batch_for(name: str) -> Batch:
+    return sides_of() if "t5" in name else rows_of(SEGMENTS)
 
 
 def worker(directory: Path) -> None:
@@ -78,10 +90,14 @@ def worker(directory: Path) -> None:
     }
     keeps_zero3_on = HfDeepSpeedConfig(settings)  # transformers holds it by a weak reference
     torch.manual_seed(rank)  # what a process has drawn before must not matter
-    batch = rows_of(SEGMENTS)
-    if rank == 1:  # a process without a single target takes part in everything
+
+    def own_batch(name: str) -> Batch:
+        batch = batch_for(name)
+        if rank == 0:
+            return batch
+        # A process without a single target takes part in everything.
         none, zero = torch.full_like(batch.labels, NO_LABEL), torch.zeros_like(batch.loss_weights)
-        batch = Batch(batch.input_ids, batch.spec, none, zero, batch.target_positions[:0])
+        return replace(batch, labels=none, loss_weights=zero, target_positions=batch.target_positions[:0])
 
     def gathering(parameters):
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
@@ -91,11 +107,12 @@ def worker(directory: Path) -> None:
         loss = TargetLoss(model, Z_LOSS)
         optimizer = torch.optim.AdamW(loss.parameters(), lr=1e-3)
         engine = deepspeed.initialize(model=loss, optimizer=optimizer, config=settings)[0]
-        found = {"faults": leak_probe(model, "prefix_lm", "sdpa", NEW), "losses": []}
+        attention = "causal" if "t5" in name else "prefix_lm"
+        found = {"faults": leak_probe(model, attention, "sdpa", NEW), "losses": []}
         with deepspeed.zero.GatheredParameters(list(model.parameters())):
             found["parameters"] = {n: p.detach().clone() for n, p in model.named_parameters()}
         for _ in range(2):
-            output = engine(batch)
+            output = engine(own_batch(name))
             engine.backward(output.loss_sum)
             if not found["losses"]:
                 found["gradients"] = {n: safe_get_full_grad(p) for n, p in model.named_parameters()}

@@ -2,7 +2,7 @@
 
 The brute force it is compared with knows a pack's lengths only, not the spec nor any lowering.
 
-Shapes: B rows, L positions.
+Shapes: B rows, L positions (E of an encoder, D of its decoder).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from flan_tune.models.lowering import BLOCK, Mask
 
 
 def visible_BLL(mask: Mask) -> Tensor:
-    """Bool [B, L, L] on the CPU: which pairs of query and key a mask made by `Lowering.mask` lets meet."""
+    """Bool [B, L, L] on the CPU: which pairs of query and key a mask made by `Lowering.mask` lets meet. Of one made by
+    `Lowering.cross_mask` [B, D, E]."""
     if isinstance(mask, VarlenMask):
         return _of_varlen(mask.to("cpu"))
     if isinstance(mask, BlockMask):
@@ -102,3 +103,29 @@ def expected_LL(pack: PackLike, max_length: int, attention: str, window: int | N
         expected[start : start + length, start : start + length] = seen
         start += length
     return torch.from_numpy(expected)
+
+
+def expected_sides(pack: PackLike, max_length: int, max_target_length: int) -> dict[str, Tensor]:
+    """The three masks of an encoder-decoder's row, from the lengths of its pack alone: bool [E, E], [D, D] and [D, E].
+
+    Padding is a segment of its own; the decoder's sees the encoder's, or everything if the encoder has none.
+    """
+    encoder, decoder, cross = (
+        np.zeros(size, dtype=bool)
+        for size in ((max_length,) * 2, (max_target_length,) * 2, (max_target_length, max_length))
+    )
+    e = d = 0
+    for length, prefix in zip(pack.segment_lengths.tolist(), pack.prefix_lengths.tolist(), strict=True):
+        targets = length - prefix
+        encoder[e : e + prefix, e : e + prefix] = True
+        decoder[d : d + targets, d : d + targets] = np.tri(targets, dtype=bool)
+        cross[d : d + targets, e : e + prefix] = True
+        e, d = e + prefix, d + targets
+    encoder[e:, e:] = np.tri(max_length - e, dtype=bool)
+    decoder[d:, d:] = np.tri(max_target_length - d, dtype=bool)
+    cross[d:, e if e < max_length else 0 :] = True
+    return {
+        "encoder": torch.from_numpy(encoder),
+        "decoder": torch.from_numpy(decoder),
+        "cross": torch.from_numpy(cross),
+    }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flan_tune.errors import RecipeError
+from flan_tune.models.attention import layer_windows
 from flan_tune.models.kernels import has_varlen
 from flan_tune.models.lowering import ATTN_IMPLEMENTATIONS, check_attn_implementation
 
@@ -50,8 +51,8 @@ def resolve_attn_implementation(requested: str, config: PreTrainedConfig, machin
 
     Raises: RecipeError for a family that cannot be given a mask, or that has no `requested` back-end; with the reason.
     """
-    if config.model_type in _REFUSED_MODEL_TYPES:
-        reason = _REFUSED_MODEL_TYPES[config.model_type]
+    reason = _REFUSED_MODEL_TYPES.get(config.model_type) or _no_encoder_decoder(config)
+    if reason:
         raise RecipeError(f"model type {config.model_type!r} cannot be trained packed: {reason}.")
     if requested == "auto":
         fast = ATTN_IMPLEMENTATIONS if machine.device_type == "cuda" else ATTN_IMPLEMENTATIONS[2:]
@@ -69,13 +70,15 @@ def resolve_attn_implementation(requested: str, config: PreTrainedConfig, machin
 
 def refusal(attn_implementation: str, config: PreTrainedConfig, machine: Machine) -> str | None:
     """Why a back-end cannot be used, or None if it can."""
-    family = _causal_class(config)
+    family = _class_of(config)
     text = config.get_text_config()
     if attn_implementation == "eager":
         return None
     if attn_implementation == "sdpa":
         # Code from the hub is in no mapping: transformers itself refuses what its class has not.
         return None if getattr(family, "_supports_sdpa", True) else "its class forbids it"
+    if config.is_encoder_decoder:
+        return "it is for decoders, and has no mask between an encoder and its decoder"
     if family is None or not family._can_set_attn_implementation():
         return "its attention is its own, not one that transformers' AttentionInterface could exchange"
     dropout = next((key for key in _DROPOUT_KEYS if getattr(text, key, 0.0)), None)
@@ -121,7 +124,16 @@ def head_size(text: Any) -> int | None:
     return hidden // heads if heads and hidden else None
 
 
-def _causal_class(config: PreTrainedConfig) -> Any:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+def _no_encoder_decoder(config: PreTrainedConfig) -> str | None:
+    if not config.is_encoder_decoder:
+        return None
+    if set(layer_windows(config).values()) != {None} or getattr(config, "encoder_attention_type", "full") != "full":
+        return "windows are kept in decoders only, and it is an encoder-decoder with windows"
+    return None
 
-    return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else None
+
+def _class_of(config: PreTrainedConfig) -> Any:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+
+    mapping = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
+    return mapping.get(type(config), None) if type(config) in mapping else None

@@ -3,7 +3,7 @@
     <directory>/
       model*.safetensors, config.json, generation_config.json    as transformers writes them
       the tokenizer's files
-      flan_tune.json       attention, mode tokens, sentinels, separator, versions
+      flan_tune.json       layout, attention, mode tokens, sentinels, separator, versions
       README.md            a model card; for a prefix-LM it begins with how to prompt it
 
 Checkpoints to resume from are another thing (training/checkpoint.py).
@@ -26,6 +26,8 @@ from torch import Tensor
 import flan_tune
 from flan_tune.errors import CheckpointError
 from flan_tune.models.attention import check_attention
+from flan_tune.models.forward import is_encoder_decoder
+from flan_tune.models.load import decoder_start_id_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +46,8 @@ def export(
     *,
     attention: str,
     separator: str,
+    layout: str = "decoder_only",
+    mode_token: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `model_state_dict` as the weights of `model` (whose own may be sharded away), whole or not at all.
@@ -51,11 +55,17 @@ def export(
     Call it on one process. The weights are read back and compared bit by bit before the folder gets its name; until
     then it is `<directory>.tmp`. An earlier export of that name is replaced.
 
-    separator: what stood between inputs and targets in training: a text, or the word "eos".
+    separator: what stood between inputs and targets in training: a text, or the word "eos"; of an encoder-decoder
+        nothing did.
+    layout: of the packs it was trained on, "decoder_only" or "encoder_decoder".
+    mode_token: the one every prompt began with in training, if any.
     extra: more entries for flan_tune.json, which must be plain values.
-    Raises: CheckpointError if what was read back differs, or `directory` holds something that is no export.
+    Raises: ValueError for a layout that is not the model's; CheckpointError if what was read back differs, or
+        `directory` holds something that is no export.
     """
     check_attention(attention)
+    if (layout == "encoder_decoder") != is_encoder_decoder(model):
+        raise ValueError(f"layout {layout!r} is not that of model type {model.config.model_type!r}.")
     directory = Path(directory)
     _check_replaceable(directory)
     staging = directory.with_name(directory.name + ".tmp")
@@ -64,7 +74,8 @@ def export(
     model.save_pretrained(staging, state_dict=dict(model_state_dict))
     _write_configs(model, model_state_dict, tokenizer, staging)
     tokenizer.save(staging)
-    info = _export_info(tokenizer, attention, separator, extra or {})
+    used = {"layout": layout, "attention": attention, "separator": separator, "mode_token": mode_token}
+    info = _export_info(tokenizer, used, extra or {})
     (staging / EXPORT_FILE).write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (staging / "README.md").write_text(model_card(info), encoding="utf-8")
     compare_with_files(model_state_dict, model, staging)
@@ -87,27 +98,30 @@ def _write_configs(
     """Config files that name the tokenizer's ids and the dtype that was written; those of the model stay as they are.
 
     `pad_token_id` is left out where padding is the end-of-sequence token: transformers makes it the embedding's
-    padding_idx, and the next training would never update the row that ends every segment.
+    padding_idx, and the next training would never update the row that ends every segment. T5 has no padding_idx, and
+    cannot train without a `pad_token_id`.
     """
     from transformers import GenerationConfig
 
     config = copy.deepcopy(model.config)
-    own_pad_id = tokenizer.pad_id if tokenizer.pad_id != tokenizer.eos_id else None
+    is_shared = tokenizer.pad_id == tokenizer.eos_id and not is_encoder_decoder(model)
+    own_pad_id = None if is_shared else tokenizer.pad_id
     config.bos_token_id, config.eos_token_id, config.pad_token_id = tokenizer.bos_id, tokenizer.eos_id, own_pad_id
     config.dtype = str(next(t.dtype for t in state_dict.values() if t.is_floating_point())).removeprefix("torch.")
+    start = {"decoder_start_token_id": decoder_start_id_of(model)} if is_encoder_decoder(model) else {}
+    config.update(start)
     config.save_pretrained(staging)
     # A new one: sampling defaults of the model this one was tuned from do not apply to it.
     GenerationConfig(
-        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
+        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id, **start
     ).save_pretrained(staging)
 
 
-def _export_info(tokenizer: Tokenizer, attention: str, separator: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _export_info(tokenizer: Tokenizer, used: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **extra,
         "format": EXPORT_FORMAT,
-        "attention": attention,
-        "separator": separator,
+        **used,
         "mode_tokens": dict(tokenizer.mode_ids),
         "sentinels": list(tokenizer.sentinel_ids),
         "versions": {
@@ -191,11 +205,15 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def model_card(info: Mapping[str, Any]) -> str:
     """The text of README.md for an export with this flan_tune.json."""
+    is_apart = info["layout"] == "encoder_decoder"
+    pipeline = "text2text-generation" if is_apart else "text-generation"
     parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n",
+        f"---\nlibrary_name: transformers\npipeline_tag: {pipeline}\n---\n",
         "# A model tuned with flan_tune\n",
     ]
-    if info["attention"] == "prefix_lm":
+    if is_apart:
+        parts.append("An encoder-decoder; it works with `AutoModelForSeq2SeqLM` and its plain `generate`.\n")
+    elif info["attention"] == "prefix_lm":
         parts.append(
             "**This is a prefix language model: it must be used with its prefix.** It was trained to attend to the "
             "whole prompt in both directions and to be causal only after it. The plain `generate` of transformers, and "
@@ -205,8 +223,13 @@ def model_card(info: Mapping[str, Any]) -> str:
         )
     else:
         parts.append("A causal language model; it works with `AutoModelForCausalLM` and any causal back-end.\n")
-    parts.append(f"A prompt is the inputs followed by {_separator_in_words(info['separator'])}, then the answer.\n")
-    if info["mode_tokens"]:
+    if is_apart:
+        parts.append("A prompt is the inputs followed by the end-of-sequence token; the decoder gives the answer.\n")
+    else:
+        parts.append(f"A prompt is the inputs followed by {_separator_in_words(info['separator'])}, then the answer.\n")
+    if info["mode_token"]:
+        parts.append(f"In training every prompt began with the mode token {info['mode_token']}; begin yours with it.\n")
+    elif info["mode_tokens"]:
         parts.append(f"A prompt may begin with one of its mode tokens: {', '.join(sorted(info['mode_tokens']))}.\n")
     versions = ", ".join(f"{name} {number}" for name, number in sorted(info["versions"].items()))
     parts.append(f"Made with {versions}. `{EXPORT_FILE}` says the same for programs.\n")
@@ -220,14 +243,17 @@ def _separator_in_words(separator: str) -> str:
 
 
 def read_export_info(path: str | Path, revision: str | None = None) -> dict[str, Any]:
-    """What flan_tune.json of a model says, in a folder or on the hub; for any other model what holds by default.
+    """What flan_tune.json of a model says, in a folder or on the hub; for any other model what holds by default: no
+    mode token, causal, and the layout of its config.
 
-    >>> read_export_info("no/such/model")["attention"]
-    'causal'
+    >>> info = read_export_info("no/such/model")
+    >>> info["attention"], info["layout"], info["mode_token"]
+    ('causal', 'decoder_only', None)
 
     Raises: CheckpointError for a file of a later format.
     """
-    info: dict[str, Any] = {"attention": "causal", "separator": "", "mode_tokens": {}, "sentinels": [], "versions": {}}
+    info: dict[str, Any] = {"attention": "causal", "separator": "", "mode_token": None}
+    info |= {"mode_tokens": {}, "sentinels": [], "versions": {}}
     file = _find_export_file(path, revision)
     if file is not None:
         info.update(json.loads(file.read_text(encoding="utf-8")))
@@ -235,7 +261,19 @@ def read_export_info(path: str | Path, revision: str | None = None) -> dict[str,
         raise CheckpointError(
             f"{file}: has format {info['format']}, this flan_tune reads up to {EXPORT_FORMAT}. Use a later flan_tune."
         )
+    if "layout" not in info:
+        info["layout"] = _layout_of(path, revision)
     return info
+
+
+def _layout_of(path: str | Path, revision: str | None) -> str:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(path), revision=revision)
+    except (OSError, ValueError):  # loading the weights will say what is wrong
+        return "decoder_only"
+    return "encoder_decoder" if config.is_encoder_decoder else "decoder_only"
 
 
 def _find_export_file(path: str | Path, revision: str | None) -> Path | None:

@@ -1,4 +1,5 @@
-"""Running a Hugging Face causal model in two parts: the decoder's body, then the head on chosen positions only.
+"""Running a Hugging Face language model in parts: its encoder if it has one, the decoder's body, and then the head on
+chosen positions only.
 
 The model's own forward computes logits at every position; of a Flan row a tenth are targets. Both parts are called as
 modules, so ZeRO-3 gathers and releases their parameters as in any forward. The loss on the logits is in loss.py.
@@ -8,18 +9,22 @@ Shapes: B rows, L positions, N chosen positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from flan_tune.errors import StreamError
 from flan_tune.models.attention import MaskSpec
 from flan_tune.models.backends import Machine, refusal
+from flan_tune.models.collate import Batch, EncoderRows
 from flan_tune.models.kernels import our_name, register
 from flan_tune.models.logits import finish_of
-from flan_tune.models.lowering import DENSE, MaskPlan, lowering_of
+from flan_tune.models.lowering import DENSE, lowering_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,23 +44,57 @@ def activation_dtype(model: PreTrainedModel) -> torch.dtype:
     return parameter.dtype
 
 
-def hidden_states(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    spec: MaskSpec,
-    attn_implementation: str | None = None,
-    plan: MaskPlan | None = None,
-) -> Tensor:
-    """Last hidden states [B, L, D] of `input_ids` [B, L] under `spec`.
+def is_encoder_decoder(model: PreTrainedModel) -> bool:
+    """Whether the model has an encoder, and its batches rows for it."""
+    return bool(model.config.is_encoder_decoder)
 
-    plan: the part of the mask that was made with the batch, on the model's device; without one it is made here.
+
+def hidden_states(model: PreTrainedModel, batch: Batch, attn_implementation: str | None = None) -> Tensor:
+    """Last hidden states [B, L, D] of a batch on the model's device; those of the decoder, where there is an encoder.
+
     use_cache is off whatever the config says: a cache costs memory, and a model that finds one sees across segments.
+    Raises: StreamError if the batch has rows for an encoder and the model none, or the other way round.
     """
-    mask = lowering_of(model, attn_implementation).mask(spec, activation_dtype(model), plan)
-    output = model.get_decoder()(
-        input_ids=input_ids, attention_mask=mask, position_ids=spec.position_ids, use_cache=False
+    if (batch.encoder is not None) != is_encoder_decoder(model):
+        has = "no rows for the encoder" if batch.encoder is None else "rows for an encoder"
+        raise StreamError(
+            f"the batch has {has} of model type {model.config.model_type!r}. Prepare its packs for this model: with "
+            "data.max_target_length for an encoder-decoder, without it for any other."
+        )
+    lowering, dtype = lowering_of(model, attn_implementation), activation_dtype(model)
+    decoder, from_encoder = model.get_decoder(), {}
+    if batch.encoder is not None:
+        from_encoder = {
+            "encoder_hidden_states": encoder_states(model, batch.encoder, attn_implementation),
+            "encoder_attention_mask": lowering.cross_mask(batch.spec, batch.encoder.spec, dtype),
+        }
+    output = decoder(
+        input_ids=batch.input_ids,
+        attention_mask=lowering.mask(batch.spec, dtype, batch.plan),
+        use_cache=False,
+        **_positions(decoder, batch.spec, is_needed=batch.encoder is None),
+        **from_encoder,
     )
     return output[0]
+
+
+def encoder_states(model: PreTrainedModel, rows: EncoderRows, attn_implementation: str | None = None) -> Tensor:
+    """Last hidden states [B, E, D] of an encoder-decoder's encoder."""
+    encoder = model.get_encoder()
+    output = encoder(
+        input_ids=rows.input_ids,
+        attention_mask=lowering_of(model, attn_implementation).mask(rows.spec, activation_dtype(model)),
+        **_positions(encoder, rows.spec, is_needed=False),
+    )
+    return output[0]
+
+
+def _positions(module: nn.Module, spec: MaskSpec, *, is_needed: bool) -> dict[str, Tensor]:
+    """The positions, for a module that takes them. T5 has none: distances within the row are all it knows. A model that
+    has and takes none (bart) is refused by the leak probe."""
+    if is_needed or "position_ids" in inspect.signature(module.forward).parameters:
+        return {"position_ids": spec.position_ids}
+    return {}
 
 
 def choose_positions(hidden_BLD: Tensor, positions_N: Tensor) -> Tensor:
@@ -68,11 +107,9 @@ def head_logits(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
     return finish_of(model.config).apply(model.get_output_embeddings()(hidden_ND))
 
 
-def full_logits(
-    model: PreTrainedModel, input_ids: Tensor, spec: MaskSpec, attn_implementation: str | None = None
-) -> Tensor:
+def full_logits(model: PreTrainedModel, batch: Batch, attn_implementation: str | None = None) -> Tensor:
     """Logits [B, L, V] at every position: for probes and tests; training takes only those of the targets."""
-    return head_logits(model, hidden_states(model, input_ids, spec, attn_implementation))
+    return head_logits(model, hidden_states(model, batch, attn_implementation))
 
 
 @contextmanager
@@ -91,12 +128,18 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def attending_by(model: PreTrainedModel, attn_implementation: str) -> Iterator[None]:
     """Another attention back-end inside; families that let theirs be exchanged look it up in every forward."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = register(attn_implementation)
+    before = str(model.config._attn_implementation)
+    set_attn_implementation(model, attn_implementation)
     try:
         yield
     finally:
-        model.config._attn_implementation = before
+        set_attn_implementation(model, our_name(before))
+
+
+def set_attn_implementation(model: PreTrainedModel, attn_implementation: str) -> None:
+    """Has a model attend by another back-end from now on. T5 keeps a copy of its config on either side."""
+    for part in (model, *(_sides(model) if is_encoder_decoder(model) else ())):
+        part.config._attn_implementation = register(attn_implementation)
 
 
 def dense_implementation(model: PreTrainedModel) -> str:
@@ -116,26 +159,36 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
-    """Has torch.compile work on each decoder layer, in place; names and state dicts stay as they are.
+    """Has torch.compile work on each layer, in place; names and state dicts stay as they are.
 
     Layers of a kind share what is compiled. Rows of one length compile once: packs differ in what tensors hold, not in
     their shapes. Do it after `checkpoint_activations`.
     backend: of torch.compile; "aot_eager" compiles without making code, for tests.
     """
-    for layer in decoder_layers(model):
+    for layer in chain.from_iterable(layers_of(model)):
         layer.compile(dynamic=False, backend=backend)
 
 
-def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder's layers: the longest list of modules in it, whatever the family calls it."""
-    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
+def layers_of(model: PreTrainedModel) -> list[list[nn.Module]]:
+    """The layers of the encoder, if there is one, and those of the decoder."""
+    return [_layers(side) for side in _sides(model)]
+
+
+def _sides(model: PreTrainedModel) -> list[PreTrainedModel]:
+    return [model.get_encoder(), model.get_decoder()] if is_encoder_decoder(model) else [model.get_decoder()]
+
+
+def _layers(side: nn.Module) -> list[nn.Module]:
+    """The longest list of modules that lies in no other such list, whatever the family calls it."""
+    lists = {name: module for name, module in side.named_modules() if isinstance(module, nn.ModuleList)}
+    outer = [module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    return list(max(outer, key=len, default=[]))
 
 
 @contextmanager
 def _uncompiled(model: PreTrainedModel) -> Iterator[None]:
     compiled: list[tuple[nn.Module, Any]] = []
-    for layer in decoder_layers(model):
+    for layer in chain.from_iterable(layers_of(model)):
         compiled.append((layer, layer._compiled_call_impl))  # where nn.Module.compile puts it
         layer._compiled_call_impl = None
     try:

@@ -1,11 +1,11 @@
-"""Generating and scoring text ids with a causal model or a prefix-LM, in batches.
+"""Generating and scoring text ids with a causal model, a prefix-LM or an encoder-decoder, in batches.
 
 `transformers.generate` has no switch for a bidirectional prompt, so this is our own loop: the prompt is read in one
-forward under the mask it was trained with, then one token at a time with a cache. Layers with a window keep it. A model
-built for a back-end that cannot decode (varlen, flex_attention) does so with sdpa, or eager. Ids in, ids out: text,
-separators and mode tokens are the caller's.
+forward under the mask it was trained with, then one token at a time with a cache (decoding.py). A model built for a
+back-end that cannot decode (varlen, flex_attention) does so with sdpa, or eager. Ids in, ids out: text, separators,
+mode tokens, and the end-of-sequence token after what an encoder reads are the caller's.
 
-Shapes: B rows, P prompt positions of the batch (shorter prompts are padded on the left), K keys so far, V vocabulary.
+Shapes: B rows, N targets, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,21 +20,28 @@ from torch import Tensor
 
 from flan_tune import rng
 from flan_tune.errors import FlanTuneError
-from flan_tune.models.attention import MaskSpec, check_attention, check_length
-from flan_tune.models.collate import BarePack, collate
+from flan_tune.models.attention import check_attention, check_length
+from flan_tune.models.collate import BarePack, Batch, DecoderShape, collate
+from flan_tune.models.decoding import reader_of
 from flan_tune.models.forward import (
-    activation_dtype,
     attending_by,
     choose_positions,
     dense_implementation,
     evaluating,
     head_logits,
     hidden_states,
+    is_encoder_decoder,
 )
-from flan_tune.models.lowering import Mask, lower_allowed, lowering_of
+from flan_tune.models.load import decoder_start_id_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_EMPTY = (
+    "nothing predicts a first token. Begin it with the tokenizer's beginning-of-sequence token, or with its "
+    "end-of-sequence token if it has none."
+)
+_EMPTY_FOR_ENCODER = "an encoder reads one token at least. End it with the tokenizer's end-of-sequence token."
 
 Stop = Callable[[list[int]], bool]
 T = TypeVar("T")
@@ -82,7 +89,8 @@ def generate(
 ) -> list[list[int]]:
     """The tokens generated after each prompt, in the order of `prompts`, without the end-of-sequence token.
 
-    attention: "prefix_lm" reads the prompt bidirectionally; what is generated is causal either way.
+    prompts: of an encoder-decoder, all that its encoder reads.
+    attention: "prefix_lm" reads the prompt bidirectionally, as every encoder does; what is generated is causal.
     temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
     top_k: draws among the k likeliest tokens only; 0 = among all.
     seed: a draw is keyed by (seed, number of the prompt, position), so batch size and neighbours do not shift it.
@@ -93,7 +101,7 @@ def generate(
     """
     check_attention(attention)
     rows = [_Running(number, list(map(int, prompt))) for number, prompt in enumerate(prompts)]
-    _check_prompts(model, [row.prompt for row in rows], max_new_tokens)
+    _check_prompts(model, [row.prompt for row in rows], [max_new_tokens] * len(rows))
     choice = _Choice(temperature, top_k, seed)
     # Like lengths together, for little padding; the largest batch first, to run out of memory at once if at all.
     order = sorted(rows, key=lambda row: -len(row.prompt)) if max_new_tokens > 0 else []
@@ -112,53 +120,12 @@ def _decode(
     model: PreTrainedModel, batch: list[_Running], attention: str, pad_id: int, choice: _Choice
 ) -> Iterator[list[int]]:
     """The next token of each row, for ever; the caller stops asking. Rows that are done get padding."""
-    from transformers import DynamicCache
-
-    device = model.get_input_embeddings().weight.device
-    input_ids, spec = _left_padded([row.prompt for row in batch], pad_id, attention)
-    input_ids, spec = input_ids.to(device), spec.to(device)
-    mask = lowering_of(model).mask(spec, activation_dtype(model))
-    visible_BK, position_ids = spec.segment_ids == 1, spec.position_ids
-    # Without the config: with it, layers with a window drop old keys, and our mask has the width of all of them.
-    cache = DynamicCache()
+    reader = reader_of(model, [row.prompt for row in batch], attention, pad_id)
     while True:
-        output = model.get_decoder()(
-            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
-        )
-        chosen = _choose(head_logits(model, output[0][:, -1]), batch, choice)
+        chosen = _choose(head_logits(model, reader.hidden_BD), batch, choice)
         yield chosen
         next_B = [pad_id if row.done else token for row, token in zip(batch, chosen, strict=True)]
-        input_ids = torch.tensor(next_B, device=device)[:, None]
-        visible_BK = torch.cat([visible_BK, visible_BK.new_ones(len(batch), 1)], dim=1)
-        mask, position_ids = _mask_of_last(model, visible_BK), position_ids[:, -1:] + 1
-
-
-def _mask_of_last(model: PreTrainedModel, visible_BK: Tensor) -> Mask | dict[str, Mask]:
-    """The mask of the last position as a query: all keys that are visible, and within the window where there is one."""
-    lowering, dtype = lowering_of(model), activation_dtype(model)
-    distance_K = torch.arange(visible_BK.shape[1], device=visible_BK.device).flip(0)
-    masks: dict[int | None, Mask] = {}
-    for window in dict(lowering.windows).values():
-        within_BK = visible_BK if window is None else visible_BK & (distance_K < window)
-        masks[window] = lower_allowed(within_BK[:, None], lowering.attn_implementation, dtype)
-    return lowering.by_kind(masks)
-
-
-def _left_padded(prompts: list[list[int]], pad_id: int, attention: str) -> tuple[Tensor, MaskSpec]:
-    """Ids [B, P] and spec of prompts that all end in the last column.
-
-    Prompts [5 6 7] and [8], pad 0, prefix-LM: ids [5 6 7] and [0 0 8]; segments [1 1 1] and [0 0 1]; prefix blocks
-    [1 1 1] and [-1 -1 1]; positions [0 1 2] and [0 0 0].
-    """
-    length_B = np.array([len(prompt) for prompt in prompts])
-    width = int(length_B.max())
-    position_BP = np.arange(width)[None, :] - (width - length_B)[:, None]
-    is_prompt_BP = position_BP >= 0
-    ids_BP = np.full(is_prompt_BP.shape, pad_id)
-    ids_BP[is_prompt_BP] = np.concatenate(prompts)
-    block_BP = np.where(is_prompt_BP & (attention == "prefix_lm"), 1, -1)
-    arrays = (is_prompt_BP.astype(np.int64), block_BP, np.maximum(position_BP, 0))
-    return torch.from_numpy(ids_BP), MaskSpec(*(torch.from_numpy(array) for array in arrays))
+        reader.read(torch.tensor(next_B)[:, None])
 
 
 def _choose(logits_BV: Tensor, batch: list[_Running], choice: _Choice) -> list[int]:
@@ -194,12 +161,12 @@ def score(
     """For each pair: log-likelihood of the continuation after the prompt in nats, summed over its tokens, and
     whether each of its tokens is the likeliest one where it stands.
 
-    The mask is that of training: under "prefix_lm" the prompt is the bidirectional prefix. An empty continuation
-    gives (0.0, True).
+    The mask is that of training: under "prefix_lm" the prompt is the bidirectional prefix, and of an encoder-decoder it
+    is what the encoder reads. An empty continuation gives (0.0, True).
     Raises: FlanTuneError for an empty prompt, or a pair longer than the model's positions.
     """
     check_attention(attention)
-    _check_prompts(model, [[*p, *c] if len(p) else [] for p, c in zip(prompts, continuations, strict=True)], 0)
+    _check_prompts(model, prompts, [len(rest) for rest in continuations])
     results = [(0.0, True)] * len(prompts)
     lengths = [len(prompt) + len(rest) for prompt, rest in zip(prompts, continuations, strict=True)]
     order = sorted((n for n, rest in enumerate(continuations) if len(rest)), key=lambda n: -lengths[n])
@@ -220,33 +187,44 @@ def _as_pack(prompt: Sequence[int], continuation: Sequence[int]) -> BarePack:
 def _score_batch(
     model: PreTrainedModel, packs: list[BarePack], attention: str, pad_id: int
 ) -> list[tuple[float, bool]]:
-    width = max(len(pack.input_ids) for pack in packs)
-    batch = collate(packs, max_length=width, pad_id=pad_id, attention=attention, loss_normalization="token")
-    batch = batch.to(model.get_input_embeddings().weight.device)
-    hidden_BLD = hidden_states(model, batch.input_ids, batch.spec)
+    batch = _batch_of(model, packs, attention, pad_id)
+    hidden_BLD = hidden_states(model, batch)
     logits_NV = head_logits(model, choose_positions(hidden_BLD, batch.target_positions)).float()
     labels_N = batch.labels.flatten()[batch.target_positions]
     likelihood_N = logits_NV.log_softmax(-1).gather(-1, labels_N[:, None])[:, 0].double()
     is_best_N = (logits_NV.argmax(-1) == labels_N).double()
-    row_N = batch.target_positions // width
+    row_N = batch.target_positions // batch.input_ids.shape[1]
     zeros_B = torch.zeros(len(packs), dtype=torch.float64, device=row_N.device)
     sums_B = zeros_B.index_add(0, row_N, likelihood_N).tolist()
     misses_B = zeros_B.index_add(0, row_N, 1 - is_best_N).tolist()
     return [(total, misses == 0) for total, misses in zip(sums_B, misses_B, strict=True)]
 
 
-def _check_prompts(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> None:
-    check_length(model.config, max((len(prompt) for prompt in prompts), default=0) + max_new_tokens)
+def _batch_of(model: PreTrainedModel, packs: list[BarePack], attention: str, pad_id: int) -> Batch:
+    """The batch of packs of one segment, as narrow as it can be."""
+    decoder, width = None, max(len(pack.input_ids) for pack in packs)
+    if is_encoder_decoder(model):
+        prompts = [int(pack.prefix_lengths[0]) for pack in packs]
+        most = max(len(pack.input_ids) - prompt for pack, prompt in zip(packs, prompts, strict=True))
+        decoder, width = DecoderShape(most, decoder_start_id_of(model)), max(prompts)
+    batch = collate(
+        packs, max_length=width, pad_id=pad_id, attention=attention, loss_normalization="token", decoder=decoder
+    )
+    return batch.to(model.get_input_embeddings().weight.device)
+
+
+def _check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], more: Sequence[int]) -> None:
+    """more: tokens after each prompt, which share its row unless they are a decoder's and the prompt its encoder's."""
+    is_apart = is_encoder_decoder(model)
+    needed = [max(len(p), new) if is_apart else len(p) + new for p, new in zip(prompts, more, strict=True)]
+    check_length(model.config, max(needed, default=0))
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for number, prompt in enumerate(prompts):
-        if not prompt:
+        if not len(prompt):
+            raise FlanTuneError(f"prompt {number} is empty: {_EMPTY_FOR_ENCODER if is_apart else _EMPTY}")
+        if limit is not None and needed[number] > limit:
             raise FlanTuneError(
-                f"prompt {number} is empty: nothing predicts a first token. Begin it with the tokenizer's "
-                "beginning-of-sequence token, or with its end-of-sequence token if it has none."
-            )
-        if limit is not None and len(prompt) + max_new_tokens > limit:
-            raise FlanTuneError(
-                f"prompt {number} needs {len(prompt)} + {max_new_tokens} positions, the model has {limit}. "
+                f"prompt {number} needs {len(prompt)} + {more[number]} positions, the model has {limit}. "
                 "Shorten the prompt, or lower max_new_tokens."
             )
 

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 Building = Callable[[], AbstractContextManager[Any]]
 Gathering = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 
-# Old spellings that transformers 5 still reads and turns into others, so they are not among a config's attributes.
-_LEGACY_KEYS = {"rope_theta", "rope_scaling", "torch_dtype"}
+# Keys that transformers 5 reads and that are not among every config's attributes: old spellings, and one it only looks
+# for in those that have it.
+_MORE_KEYS = {"rope_theta", "rope_scaling", "torch_dtype", "decoder_start_token_id"}
 
 
 def create_model(
@@ -42,8 +43,8 @@ def create_model(
     building: Building = nullcontext,
     gathering: Gathering = lambda parameters: nullcontext(),
 ) -> PreTrainedModel:
-    """A new causal model. The same config, seed and kind of device give the same weights, sharded or not, whatever
-    was drawn before.
+    """A new causal model or encoder-decoder. The same config, seed and kind of device give the same weights, sharded or
+    not, whatever was drawn before.
 
     config: keys of the family's Hugging Face config, `model_type` among them. The vocabulary is not one of them.
     vocab_size: that of the tokenizer, added tokens included; known before the model is built, so nothing is resized.
@@ -55,12 +56,10 @@ def create_model(
 
     Raises: RecipeError for an unknown model type or key, or a family that cannot be trained.
     """
-    from transformers import AutoModelForCausalLM
-
     built = _config_from(config, vocab_size)
     implementation = _implementation(built, attn_implementation, compute_dtype or dtype)
     with building(), _seeded(rng.key(seed, "model")):
-        model = AutoModelForCausalLM.from_config(built, attn_implementation=implementation, dtype=dtype)
+        model = _auto_class(built).from_config(built, attn_implementation=implementation, dtype=dtype)
         _initialise(model, seed, gathering)
     return model
 
@@ -102,7 +101,7 @@ def _config_from(config: Mapping[str, Any], vocab_size: int) -> PreTrainedConfig
             "Leave the key out: the vocabulary is the tokenizer's."
         )
     family = CONFIG_MAPPING[model_type]
-    known = set(family().to_dict()) | set(family.attribute_map) | _LEGACY_KEYS
+    known = set(family().to_dict()) | set(family.attribute_map) | _MORE_KEYS
     unknown = sorted(set(values) - known)
     if unknown:  # transformers itself keeps any key and then ignores it
         raise RecipeError(
@@ -123,7 +122,7 @@ def load_model(
     building: Building = nullcontext,
     gathering: Gathering = lambda parameters: nullcontext(),
 ) -> PreTrainedModel:
-    """The causal model in a folder or on the hub, with a row for each of `vocab_size` ids.
+    """The causal model or encoder-decoder in a folder or on the hub, with a row for each of `vocab_size` ids.
 
     Rows the checkpoint has are kept bit by bit, also where it has more than `vocab_size` of them (Qwen2 has 151,936
     rows for 151,665 tokens): rows are never removed. New rows are drawn, see `extend_vocabulary`.
@@ -132,22 +131,44 @@ def load_model(
     Raises: RecipeError if there is no such model or its family cannot be trained; CheckpointError if the weights do
     not fill the model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     where = {} if revision is None else {"revision": revision}
     try:
         config = AutoConfig.from_pretrained(path, **where)
         implementation = _implementation(config, attn_implementation, compute_dtype or dtype)
-        with building(), _seeded(rng.key(seed, "model")):
-            model, report = AutoModelForCausalLM.from_pretrained(
+        with building(), _seeded(rng.key(seed, "model")), _ties_compared_whole(gathering):
+            model, report = _auto_class(config).from_pretrained(
                 path, **where, attn_implementation=implementation, dtype=dtype, output_loading_info=True
             )
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RecipeError(f"{path!r}: no causal language model can be loaded from here: {first}") from None
+        raise RecipeError(f"{path!r}: no language model can be loaded from here: {first}") from None
     _check_report(path, report)
     extend_vocabulary(model, vocab_size, seed=seed, gathering=gathering)
     return model
+
+
+@contextmanager
+def _ties_compared_whole(gathering: Gathering) -> Iterator[None]:
+    """transformers ties a head that its checkpoint has beside the embedding only if their values are equal. Of sharded
+    parameters it compares what is left on this process, nothing with nothing: the heads of mT5 and T5 1.1 were lost."""
+    from transformers import modeling_utils
+
+    equal = getattr(modeling_utils, "_tied_params_are_equal", None)  # a private name, of 5.23
+    if equal is None:
+        yield
+        return
+
+    def equal_as_wholes(one: nn.Parameter, other: nn.Parameter) -> bool:
+        with gathering([one, other]):
+            return bool(equal(one, other))
+
+    modeling_utils._tied_params_are_equal = equal_as_wholes
+    try:
+        yield
+    finally:
+        modeling_utils._tied_params_are_equal = equal
 
 
 def _check_report(path: str, report: Mapping[str, Any]) -> None:
@@ -161,12 +182,30 @@ def _check_report(path: str, report: Mapping[str, Any]) -> None:
             )
 
 
+def _auto_class(config: PreTrainedConfig) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
 def _implementation(config: PreTrainedConfig, requested: str, dtype: torch.dtype) -> str:
-    if config.is_encoder_decoder:
-        raise RecipeError(
-            f"model type {config.model_type!r} is an encoder-decoder; only causal models can be trained so far."
-        )
     return register(resolve_attn_implementation(requested, config, Machine.here(dtype)))
+
+
+def decoder_start_id_of(model: PreTrainedModel) -> int:
+    """What the decoder of an encoder-decoder is given before its first token: the config's `decoder_start_token_id`, or
+    its `pad_token_id`, which is what T5 begins with.
+
+    Raises: RecipeError if the config has neither.
+    """
+    for name in ("decoder_start_token_id", "pad_token_id"):
+        value = getattr(model.config, name, None)
+        if value is not None:
+            return int(value)
+    raise RecipeError(
+        f"model type {model.config.model_type!r}: the config has neither decoder_start_token_id nor pad_token_id, so "
+        "its decoder has nothing to begin with. Give decoder_start_token_id in model.config, or in config.json."
+    )
 
 
 def extend_vocabulary(
@@ -186,12 +225,28 @@ def extend_vocabulary(
     old_size = int(model.config.get_text_config().vocab_size)
     if vocab_size <= old_size:
         return
-    with _seeded(rng.key(seed, "resize")):  # what transformers draws for the new rows is overwritten
+    # What transformers draws for the new rows is overwritten.
+    with _seeded(rng.key(seed, "resize")), _ties_kept(model):
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
     parameters = _vocabulary_parameters(model)
     with gathering(list(parameters.values())), torch.no_grad():
         for name, parameter in parameters.items():
             parameter[old_size:] = _new_rows(parameter[:old_size], rng.key(seed, name), old_size, vocab_size)
+
+
+@contextmanager
+def _ties_kept(model: PreTrainedModel) -> Iterator[None]:
+    """T5 configs always say that the head is tied, also where it is not (version 1.1, mT5): transformers believes that
+    when it resizes, and would put the embedding in the place of the trained head."""
+    is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    if is_tied or not getattr(model.config, "tie_word_embeddings", False):
+        yield
+        return
+    model.config.tie_word_embeddings = False
+    try:
+        yield
+    finally:
+        model.config.tie_word_embeddings = True
 
 
 def _vocabulary_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:

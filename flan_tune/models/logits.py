@@ -33,7 +33,10 @@ class Finish:
 
 
 def finish_of(config: Any) -> Finish:
-    """The finish of a Hugging Face config's family. Source: transformers 5.23, the causal classes of each family."""
+    """The finish of a Hugging Face config's family. Source: transformers 5.23, the classes of each family.
+
+    T5 scales the last hidden states instead; its head is linear and without a bias, so that is the same.
+    """
     text = config.get_text_config()
     if getattr(text, "final_logit_softcapping", None):  # gemma2 and its relatives
         return Finish(cap=float(text.final_logit_softcapping))
@@ -41,4 +44,8 @@ def finish_of(config: Any) -> Finish:
         return Finish(scale=1.0 / text.logits_scaling)
     if text.model_type.startswith("cohere"):
         return Finish(scale=float(text.logit_scale))
+    if text.model_type in ("umt5", "switch_transformers") and text.tie_word_embeddings:
+        return Finish(scale=text.d_model**-0.5)
+    if getattr(text, "scale_decoder_outputs", False):  # t5, not its version 1.1
+        return Finish(scale=text.d_model**-0.5)
     return Finish()

@@ -48,7 +48,7 @@ class TargetLossOutput(NamedTuple):
 
 
 class TargetLoss(nn.Module):
-    """A Hugging Face causal model together with its loss; this module is what an engine wraps and trains.
+    """A Hugging Face causal model or encoder-decoder with its loss; this module is what an engine wraps and trains.
 
     The model is the attribute `model`, so names in this module's state dict begin with "model.".
     z_loss: adds z_loss * log(Z)^2 for each target, Z being the sum its softmax divides by; keeps logits from drifting.
@@ -70,7 +70,7 @@ class TargetLoss(nn.Module):
         """
         _check_can_train(self.model, batch)
         positions_N = batch.target_positions
-        hidden_BLD = hidden_states(self.model, batch.input_ids, batch.spec, plan=batch.plan)
+        hidden_BLD = hidden_states(self.model, batch)
         hidden_ND = choose_positions(hidden_BLD, positions_N)
         labels_N, weights_N = batch.labels.flatten()[positions_N], batch.loss_weights.flatten()[positions_N]
         losses = head_loss(self.model, hidden_ND, labels_N, weights_N, self.z_loss)

@@ -13,7 +13,8 @@ Traps kept away here, all silent in transformers 5.23:
 - a bool mask given to "eager" is added to the scores as 0 and 1, and hides nothing;
 - a 2-D mask, or a cache, switches the isolation of packed segments off: masks made here always have rank 4;
 - one mask for all layers switches the windows of sliding layers off;
-- flash_attention_2 drops every mask that is more than padding.
+- flash_attention_2 drops every mask that is more than padding;
+- an encoder-decoder given one mask uses it between its two sides too: its sides are run apart, with three masks.
 
 Shapes: B rows, L positions, Q query positions, K key positions, N blocks of a row.
 """
@@ -35,6 +36,7 @@ from flan_tune.models.attention import (
     MaskSpec,
     SegmentBounds,
     allowed_BLL,
+    cross_allowed_BQK,
     key_ranges,
     layer_windows,
     segment_bounds,
@@ -126,6 +128,10 @@ class Lowering:
             return self.by_kind(masks)
         plan = plan or _planned(self, spec)
         return self.by_kind({w: _on_device(part) for w, part in plan.by_window.items()})
+
+    def cross_mask(self, query: MaskSpec, key: MaskSpec, dtype: torch.dtype) -> Tensor:
+        """What a decoder's layers take as the mask on their encoder; for the dense back-ends only."""
+        return lower_allowed(cross_allowed_BQK(query, key), self.attn_implementation, dtype)
 
     def by_kind(self, masks: dict[int | None, Mask]) -> Mask | dict[str, Mask]:
         """Masks per window, as the model takes them."""

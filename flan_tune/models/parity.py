@@ -1,8 +1,8 @@
 """Whether a model trains on packs as it would on their segments alone, and whatever way a step is cut into batches.
 
 For `flan-tune verify`: the real model, back-end and packs, in one process. Dropout is off throughout. Gradients are
-compared in the embeddings and the first layer only: whatever goes wrong in any layer's backward pass arrives there,
-and two copies of all gradients need not fit.
+compared in the embeddings and the first layer only (of the encoder and of the decoder, where there are both): whatever
+goes wrong in any layer's backward pass arrives there, and two copies of all gradients need not fit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flan_tune.models.collate import BarePack, Batch, PackLike
-from flan_tune.models.forward import activation_dtype, decoder_layers
+from flan_tune.models.forward import activation_dtype, layers_of
 from flan_tune.models.loss import TargetLoss
 
 MakeBatch = Callable[[Sequence[PackLike]], Batch]
@@ -133,8 +133,9 @@ def _targets_of(packs: Sequence[PackLike]) -> int:
 
 
 def _compared(loss: TargetLoss) -> list[nn.Parameter]:
-    embedding, first = loss.model.get_input_embeddings(), decoder_layers(loss.model)[:1]
-    found = [p for module in (embedding, *first) for p in module.parameters() if p.requires_grad]
+    first = [layer for layers in layers_of(loss.model) for layer in layers[:1]]
+    modules = (loss.model.get_input_embeddings(), *first)
+    found = [p for module in modules for p in module.parameters() if p.requires_grad]
     return list({id(p): p for p in found}.values())
 
 
