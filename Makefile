@@ -35,6 +35,7 @@ test: setup
 
 # The matrices: everything marked `long`, and the laws on new examples. Not part of CI; under 90 minutes on two cores.
 test-long: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
 	FLAN_TUNE_EXPLORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not long and not gpu"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long and not gpu" $(ARGS)
 

@@ -47,6 +47,8 @@ class ModelSection(_Section):
     """prefix_lm: the inputs of a segment see each other in both directions (U-PaLM, section 2.2)."""
     attn_implementation: Literal["auto", "varlen", "flex_attention", "sdpa", "eager"] = "auto"
     """Attention back-end. auto takes the best that is exact for the model on this machine (docs/attention.md)."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Rate of every dropout the family has; left out: what its config says. Flan: 0.05, at 540B 0.1 (Table 22)."""
     torch_compile: bool = False
     """Compile the decoder layers; packs of one length compile once."""
 

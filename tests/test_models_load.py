@@ -156,3 +156,29 @@ def test_no_model_there(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RecipeError, match="no language model can be loaded"):
         load_model(str(tmp_path), vocab_size=OLD, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "names"), [("gpt2", ("attn_pdrop", "resid_pdrop", "embd_pdrop")), ("t5", ("dropout_rate",))]
+)
+def test_a_recipes_dropout_is_that_of_every_layer(tmp_path: Path, family: str, names: tuple[str, ...]) -> None:
+    sizes = {
+        "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2},
+        "t5": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1},
+    }
+    config = {"model_type": family, **sizes[family]}
+    create_model(config, OLD, seed=0).save_pretrained(tmp_path)
+    for model in (
+        create_model(config, OLD, seed=0, dropout=0.25),
+        load_model(str(tmp_path), vocab_size=OLD, seed=0, dropout=0.25),
+    ):
+        assert {getattr(model.config, name) for name in names} == {0.25}
+        rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+        assert rates and set(rates) == {0.25}
+
+
+def test_dropout_for_a_family_that_has_none_is_refused() -> None:
+    config = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1}
+    with pytest.raises(RecipeError, match="has no dropout"):
+        create_model(config, OLD, seed=0, dropout=0.1)
+    assert create_model(CONFIGS["llama"], OLD, seed=0, dropout=0.1).config.attention_dropout == 0.1

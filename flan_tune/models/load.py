@@ -40,6 +40,7 @@ def create_model(
     attn_implementation: str = "auto",
     dtype: torch.dtype = torch.float32,
     compute_dtype: torch.dtype | None = None,
+    dropout: float | None = None,
     building: Building = nullcontext,
     gathering: Gathering = lambda parameters: nullcontext(),
 ) -> PreTrainedModel:
@@ -49,6 +50,7 @@ def create_model(
     config: keys of the family's Hugging Face config, `model_type` among them. The vocabulary is not one of them.
     vocab_size: that of the tokenizer, added tokens included; known before the model is built, so nothing is resized.
     compute_dtype: what autocast will compute in, where it is on; decides which back-ends there are.
+    dropout: for every dropout that the family has; None leaves what its config says.
     building: entered around construction; `lambda: torch.device("meta")` makes a model without memory.
 
     >>> create_model({"model_type": "llama", "hidden_size": 64}, 512, seed=0).config.vocab_size
@@ -57,6 +59,7 @@ def create_model(
     Raises: RecipeError for an unknown model type or key, or a family that cannot be trained.
     """
     built = _config_from(config, vocab_size)
+    _set_dropout(built, dropout)
     implementation = _implementation(built, attn_implementation, compute_dtype or dtype)
     with building(), _seeded(rng.key(seed, "model")):
         model = _auto_class(built).from_config(built, attn_implementation=implementation, dtype=dtype)
@@ -110,6 +113,25 @@ def _config_from(config: Mapping[str, Any], vocab_size: int) -> PreTrainedConfig
     return family(vocab_size=vocab_size, **values)
 
 
+def _set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
+    """Every rate of dropout in a config, whatever the family calls it (dropout_rate, attn_pdrop, ...).
+
+    Raises: RecipeError if there is none and another than 0 is wanted.
+    """
+    if dropout is None:
+        return
+    text = config.get_text_config()
+    names = [name for name, value in vars(text).items() if _is_dropout(name) and isinstance(value, float | int)]
+    if not names and dropout:
+        raise RecipeError(f"model type {config.model_type!r} has no dropout. Leave model.dropout out.")
+    for name in names:
+        setattr(text, name, dropout)
+
+
+def _is_dropout(name: str) -> bool:
+    return "dropout" in name or name.endswith("pdrop")
+
+
 def load_model(
     path: str,
     *,
@@ -119,6 +141,7 @@ def load_model(
     attn_implementation: str = "auto",
     dtype: torch.dtype = torch.float32,
     compute_dtype: torch.dtype | None = None,
+    dropout: float | None = None,
     building: Building = nullcontext,
     gathering: Gathering = lambda parameters: nullcontext(),
 ) -> PreTrainedModel:
@@ -126,7 +149,7 @@ def load_model(
 
     Rows the checkpoint has are kept bit by bit, also where it has more than `vocab_size` of them (Qwen2 has 151,936
     rows for 151,665 tokens): rows are never removed. New rows are drawn, see `extend_vocabulary`.
-    dtype: float32 unless the engine keeps a float32 copy of its own. compute_dtype: as for `create_model`.
+    dtype: float32 unless the engine keeps a float32 copy of its own. compute_dtype, dropout: as for `create_model`.
 
     Raises: RecipeError if there is no such model or its family cannot be trained; CheckpointError if the weights do
     not fill the model.
@@ -136,10 +159,11 @@ def load_model(
     where = {} if revision is None else {"revision": revision}
     try:
         config = AutoConfig.from_pretrained(path, **where)
+        _set_dropout(config, dropout)
         implementation = _implementation(config, attn_implementation, compute_dtype or dtype)
         with building(), _seeded(rng.key(seed, "model")), _ties_compared_whole(gathering):
             model, report = _auto_class(config).from_pretrained(
-                path, **where, attn_implementation=implementation, dtype=dtype, output_loading_info=True
+                path, **where, config=config, attn_implementation=implementation, dtype=dtype, output_loading_info=True
             )
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -50,6 +50,7 @@ class Subject:
         seed: int,
         attention: str,
         attn_implementation: str,
+        dropout: float | None = None,
         bf16: bool,
         z_loss: float,
         max_length: int,
@@ -65,6 +66,7 @@ class Subject:
             "seed": seed,
             "attn_implementation": attn_implementation,
             "compute_dtype": self.dtype,
+            "dropout": dropout,  # which back-ends there are depends on it
         }
         if isinstance(model, str):
             built = load_model(model, revision=revision, **common)
