@@ -75,12 +75,19 @@ class ScoreError(FlanTuneError):
     """An answer could not be read, or a suite is incomplete."""
 
 
-def disk_full(error: OSError) -> str | None:
-    """What to tell a user whose disk is full (or whose quota is); None for any other error."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return None
+def disk_fault(error: OSError) -> str | None:
+    """What to tell a user whose disk is full (or whose quota is), or who may not read or write a place; None for any
+    other error.
+
+    >>> disk_fault(PermissionError(errno.EACCES, "Permission denied", "runs/packs"))
+    'runs/packs: Permission denied. Choose another place in the recipe or the command, or get access to this one.'
+    """
     place = error.filename or "writing"
-    return f"{place}: {error.strerror}. Free some space and run the command again; finished work is kept."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{place}: {error.strerror}. Free some space and run the command again; finished work is kept."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        return f"{place}: {error.strerror}. Choose another place in the recipe or the command, or get access to this one."
+    return None
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

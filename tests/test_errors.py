@@ -9,7 +9,7 @@ import pickle
 import pytest
 
 from flan_tune import errors
-from flan_tune.errors import CardError, FlanTuneError, RowError, did_you_mean, disk_full
+from flan_tune.errors import CardError, FlanTuneError, RowError, did_you_mean, disk_fault
 
 
 def test_the_examples_of_the_docstrings_are_true() -> None:
@@ -47,7 +47,9 @@ def test_at_most_three_near_names_are_offered() -> None:
 
 def test_a_full_disk_is_told_in_one_line_and_other_errors_are_not_hidden() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "runs/x")
-    assert disk_full(full) == (
+    assert disk_fault(full) == (
         "runs/x: No space left on device. Free some space and run the command again; finished work is kept."
     )
-    assert disk_full(OSError(errno.EACCES, "Permission denied")) is None
+    assert disk_fault(OSError(errno.EACCES, "Permission denied")) is None  # nothing is known of where
+    assert str(disk_fault(PermissionError(errno.EROFS, "Read-only file system", "/x"))).startswith("/x: Read-only")
+    assert disk_fault(FileNotFoundError(errno.ENOENT, "No such file", "/x")) is None

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pack_folders import contents, long_recipe, shared, start_prepare, wait_for
 from small_packs import small_settings
 
-from flan_tune.errors import StreamError, disk_full
+from flan_tune.errors import StreamError, disk_fault
 from flan_tune.packing import compile as compiling
 from flan_tune.packing import store
 from flan_tune.packing.prepare import prepare
@@ -62,7 +62,7 @@ def is_gone(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_a_killed_prepare_goes_on_to_the_same_packs(tmp_path: Path, folder: Path) -> None:
-    """Killed with two other processes at work: they end too; no half window counts; the rest is made by the next run."""
+    """Killed with two others at work: they end too; no half window counts; the rest is made by the next run."""
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert start_prepare(long_recipe(folder, undisturbed)).wait(60) == 0
     process = start_prepare(long_recipe(folder, killed), "--num-proc", "3")
@@ -148,7 +148,7 @@ def test_a_disk_that_is_full_is_named(tmp_path: Path, folder: Path, monkeypatch:
         with pytest.raises(OSError, match="No space left") as caught:
             prepare(settings)
     assert caught.value.filename == str(tmp_path / "packs" / "window-00001.arrow")
-    assert str(disk_full(caught.value)).startswith(f"{caught.value.filename}: No space left")
+    assert str(disk_fault(caught.value)).startswith(f"{caught.value.filename}: No space left")
     assert not list((tmp_path / "packs").glob(".*"))
     assert list(finished_windows(tmp_path / "packs")) == [0]
     assert prepare(settings)["packs"] >= 60

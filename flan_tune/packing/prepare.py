@@ -11,6 +11,7 @@ a file writes the same bytes. What a window is, is in compile.py; processes and 
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flan_tune.errors import StreamError, disk_full
+from flan_tune.errors import StreamError
 from flan_tune.packing.compile import Compiler, compile_window, make_objective, open_tokenizer, open_work
 from flan_tune.packing.fingerprint import changed_parts, fingerprint_parts, join_parts, read_parts
 from flan_tune.packing.losses import failure_lines
@@ -111,7 +112,7 @@ def _mark(directory: Path, fingerprint: Mapping[str, Any]) -> None:
         remove_stale(directory)
         write_vouched(directory / "fingerprint.json", fingerprint)
     except OSError as error:
-        if disk_full(error):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StreamError(
             f"{directory}: no packs can be written here ({error.strerror}). Choose another folder with --packs DIR "
