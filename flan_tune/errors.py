@@ -86,7 +86,8 @@ def disk_fault(error: OSError) -> str | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{place}: {error.strerror}. Free some space and run the command again; finished work is kept."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
-        return f"{place}: {error.strerror}. Choose another place in the recipe or the command, or get access to this one."
+        what = "Choose another place in the recipe or the command, or get access to this one."
+        return f"{place}: {error.strerror}. {what}"
     return None
 
 
