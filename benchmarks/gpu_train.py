@@ -38,7 +38,7 @@ from flan_tune.models.load import create_model
 from flan_tune.models.loss import TargetLoss
 from flan_tune.models.lowering import lowering_of
 from flan_tune.packing.bins import pack_bins
-from flan_tune.training.tally import flop_cost
+from flan_tune.training.flops import Work, flop_cost
 
 SIZES: dict[str, dict[str, Any]] = {
     "1b": {  # the shape of Llama-3.2-1B
@@ -237,7 +237,7 @@ def line(
     cost = flop_cost(model, torch.device(device))
     mfu = None
     if cost is not None and cost.peak_per_second is not None:
-        mfu = cost.of(tokens, targets, pairs) / seconds / cost.peak_per_second
+        mfu = cost.of(Work(tokens, targets, pairs)) / seconds / cost.peak_per_second
     positions = statistics.mean(load.batch.input_ids.numel() for load in counted)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return Row(case, length, compiled, "", seconds, tokens, targets, tokens / positions, mfu, peak)
@@ -315,7 +315,7 @@ def measure_trl(length: int, options: argparse.Namespace) -> Row:
     cost = flop_cost(model, torch.device(options.device))
     mfu = None
     if cost is not None and cost.peak_per_second is not None:
-        mfu = cost.of(tokens, tokens * share, pairs) / seconds / cost.peak_per_second
+        mfu = cost.of(Work(tokens, tokens * share, pairs)) / seconds / cost.peak_per_second
     peak = torch.cuda.max_memory_allocated() if options.device == "cuda" else 0
     name = f"trl ({model.config._attn_implementation})"
     return Row(name, length, False, "", seconds, tokens, tokens * share, fill, mfu, peak)

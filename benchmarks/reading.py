@@ -140,7 +140,7 @@ def main() -> None:
             ("with tables of flex_attention", Lowering("flex_attention")),
         ):
             reader = reader_of(lowering)
-            rate = tokens_per_second(lambda: sum(reader.read(step).tokens for step in order))  # noqa: B023
+            rate = tokens_per_second(lambda: sum(reader.read(step).work.all_tokens for step in order))  # noqa: B023
             print(f"{label:32s} {rate / 1e6:8.2f}M tokens/s, ratio {rate / plain:,.0f}")
         share = waited(reader_of(Lowering("sdpa"), rows=1))
         print(f"training on the CPU waits for its batches {share:.2%} of the time")

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flan_tune.errors import EXIT_WRONG_INPUT, EXIT_WRONG_USAGE, FlanTuneError, StreamError, disk_full
+from flan_tune.errors import EXIT_WRONG_INPUT, EXIT_WRONG_USAGE, FlanTuneError, RecipeError, StreamError, disk_fault
 
 if TYPE_CHECKING:
     from flan_tune.packing.settings import PackSettings
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FlanTuneError as error:
         message = str(error)
     except OSError as error:
-        full = disk_full(error)
+        full = disk_fault(error)
         if full is None:
             raise
         message = full
@@ -116,11 +116,13 @@ def _run(recipe: Recipe, settings: PackSettings, tokenizer: Tokenizer, packs: Pa
             "attn_implementation": model.attn_implementation,
             "dtype": engine.weight_dtype,
             "compute_dtype": engine.compute_dtype,
+            "dropout": model.dropout,
             "building": engine.building,
             "gathering": engine.gathering,
         }
         if model.config is not None:
             return create_model(model.config, **common)
+        check_layout(recipe)
         return load_model(str(model.model_name_or_path), revision=model.model_revision, **common)
 
     def write(state_dict: Any, trained: Any, directory: Path) -> None:
@@ -131,7 +133,9 @@ def _run(recipe: Recipe, settings: PackSettings, tokenizer: Tokenizer, packs: Pa
             tokenizer,
             directory,
             attention=model.attention,
-            separator=settings.separator,
+            separator="" if settings.layout == "encoder_decoder" else settings.separator,
+            layout=settings.layout,
+            mode_token=recipe.objective.mode_token,
             extra=extra,
         )
 
@@ -141,6 +145,19 @@ def _run(recipe: Recipe, settings: PackSettings, tokenizer: Tokenizer, packs: Pa
     how = _train_settings(recipe)
     result = train(how, packs, build, write, resolved_recipe=resolved, pad_id=tokenizer.pad_id)
     return int(result.exit_code)
+
+
+def check_layout(recipe: Recipe) -> None:
+    """Raises RecipeError if the recipe takes the model it tunes for an encoder-decoder that is none, or the other way
+    round. The preflight asks the config of a local model; that of one on the hub is read here, before its weights.
+    """
+    from flan_tune.models.export import read_export_info
+    from flan_tune.recipe import layout_fault
+
+    info = read_export_info(str(recipe.model.model_name_or_path), recipe.model.model_revision)
+    fault = layout_fault(info["layout"] == "encoder_decoder", recipe.data.max_target_length)
+    if fault:
+        raise RecipeError(f"{recipe.model.model_name_or_path}: {fault}")
 
 
 def _train_settings(recipe: Recipe) -> TrainSettings:

@@ -29,6 +29,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+T5 = (
+    "{model_type: t5, d_model: 32, d_kv: 8, d_ff: 48, num_layers: 2, num_heads: 4, decoder_start_token_id: 0, "
+    "initializer_factor: 3.0}"
+)
+
+
 def run(arguments: list[str]) -> int:
     from unittest.mock import patch
 
@@ -63,8 +69,54 @@ def test_a_sound_recipe_passes(recipe: Path, capsys: pytest.CaptureFixture[str],
     audit = found["audit"]
     assert audit["max_length"] == 192
     assert sum(tokens for tokens, _ in audit["segments"]) == audit["tokens"]
-    assert len(audit["kept"]) == len(audit["ahead"][0]) == CELLS
-    assert any(map(any, audit["ahead"])) == ("model.attention=causal" not in overrides)
+    (drawn,) = audit["drawn"]
+    assert len(drawn["kept"]) == len(drawn["ahead"][0]) == CELLS
+    assert any(map(any, drawn["ahead"])) == ("model.attention=causal" not in overrides)
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of an encoder-decoder."""
+    path = small_recipe(tmp_path_factory.mktemp("sides"))
+    edit(path, "{model_type: llama, hidden_size: 32}", T5)
+    edit(path, "max_length: 192", "max_length: 160\n  max_target_length: 48")
+    assert run(["prepare", str(path)]) == 0
+    return path
+
+
+def test_an_encoder_decoder_passes_and_shows_three_masks(sides: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = verified(sides, capsys)
+    assert [check["name"] for check in found["checks"]] == NAMES
+    assert [check for check in found["checks"] if not check["passed"]] == []
+    assert code == 0
+    audit = found["audit"]
+    given = [prefix for _, prefix in audit["segments"]]
+    wanted = [tokens - prefix for tokens, prefix in audit["segments"]]
+    pairs = {drawn["name"]: drawn["pairs"] for drawn in audit["drawn"]}
+    looks_ahead = {drawn["name"]: any(map(any, drawn["ahead"])) for drawn in audit["drawn"]}
+    assert looks_ahead == {"encoder": True, "decoder": False, "cross": False}
+    assert {len(drawn["kept"]) for drawn in audit["drawn"]} == {CELLS}
+    padding = {"encoder": 160 - sum(given), "decoder": 48 - sum(wanted)}
+    assert pairs["encoder"] >= sum(n * n for n in given)
+    assert pairs["decoder"] >= sum(n * (n + 1) // 2 for n in wanted)
+    assert padding["decoder"] or pairs["cross"] == sum(n * m for n, m in zip(given, wanted, strict=True))
+    assert run(["verify", str(sides)]) == 0
+    shown = capsys.readouterr().out
+    assert f"pack 0: {sum(given)} of 160 + {sum(wanted)} of 48 tokens" in shown
+    assert all(f"{name}: {pairs[name]:,} pairs of query and key may meet" in shown for name in pairs)
+
+
+def test_a_decoder_that_sees_another_segment_fails(
+    sides: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaking(spec, encoder):
+        return torch.ones(*spec.segment_ids.shape, encoder.segment_ids.shape[1]) > 0
+
+    monkeypatch.setattr(lowering, "cross_allowed_BQK", leaking)
+    code, found = verified(sides, capsys, "model.attn_implementation=sdpa")
+    failed = {check["name"] for check in found["checks"] if not check["passed"]}
+    assert code == 1
+    assert failed == {"leak probe", "mask audit", "packed = alone"}
 
 
 def test_the_table_and_the_drawn_mask(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

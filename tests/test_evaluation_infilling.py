@@ -255,6 +255,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory, plain: Tokenizer, tokenize
     return found
 
 
+def some_questions(passages: list[Passage]) -> dict[str, list[Question]]:
+    ways = [(count, length) for count in (1, 3) for length in (1, 4)]
+    return {f"infilling_{n}x{length}": [place_blanks(one, n, length) for one in passages] for n, length in ways}
+
+
 @pytest.fixture(scope="module")
 def measured(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Infilling]:
     folder = tmp_path_factory.mktemp("samples")
@@ -262,11 +267,7 @@ def measured(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     for name, path in folders.items():
         lm = FlanTuneLM.from_folder(path, device="cpu")
         passages = draw_passages(DOCUMENTS, lm.tokens, 2, length=64)
-        questions = {
-            f"infilling_{count}x{length}": [place_blanks(one, count, length) for one in passages]
-            for count in (1, 3)
-            for length in (1, 4)
-        }
+        questions = some_questions(passages)
         found[name] = measure_infilling(lm, questions, folder / f"{name}.jsonl", lambda line: None)
         lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         forms = found[name].result["tasks"]["infilling_1x4"]["forms"]
@@ -375,7 +376,9 @@ def test_a_model_that_knows_is_right_and_one_that_knows_half_is_half_right(
 
 def test_a_model_with_too_few_positions_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = create_model(CONFIGS["llama"] | {"max_position_embeddings": 60}, tokenizer.vocab_size, seed=0)
-    lm = FlanTuneLM(model, tokenizer, {"attention": "causal", "separator": ""})
+    lm = FlanTuneLM(
+        model, tokenizer, {"attention": "causal", "separator": "", "layout": "decoder_only", "mode_token": None}
+    )
     questions = [place_blanks(one, 1, 2) for one in draw_passages(DOCUMENTS, tokenizer, 1, length=64)]
     with pytest.raises(ScoreError, match="needs 68 positions, the model has 60"):
         measure_infilling(lm, {"infilling_1x2": questions}, tmp_path / "samples.jsonl")

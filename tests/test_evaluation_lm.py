@@ -19,10 +19,14 @@ from flan_tune.evaluation.run import evaluate_model
 from flan_tune.evaluation.suites.suite import Item, Suite, SuiteTask
 from flan_tune.models.export import export
 from flan_tune.models.load import create_model
+from flan_tune.packing.segments import Encoder, SegmentCounts, Supervised
+from flan_tune.prompts.example import Example
 from flan_tune.tokens.sentencepiece_training import train_sentencepiece
 from flan_tune.tokens.tokenizer import Tokenizer
 
 POSITIONS = 40
+T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+T5 |= {"decoder_start_token_id": 0, "initializer_factor": 3.0}
 TEXTS = ["which is it, a cat or a dog?", "the answer is (A)", "the answer is (B)", "a line\nof the text, 12 + 7"] * 20
 
 
@@ -38,8 +42,19 @@ def model(tokenizer: Tokenizer):
     return create_model(config, tokenizer.vocab_size, seed=3).eval()
 
 
+@pytest.fixture(scope="module")
+def t5(tokenizer: Tokenizer):
+    return create_model(T5, tokenizer.vocab_size, seed=3).eval()
+
+
 def lm_of(model, tokenizer: Tokenizer, attention: str = "causal", separator: str = "\n", **options) -> FlanTuneLM:
-    return FlanTuneLM(model, tokenizer, {"attention": attention, "separator": separator}, **options)
+    info = {"layout": "decoder_only", "attention": attention, "separator": separator, "mode_token": None}
+    return FlanTuneLM(model, tokenizer, info, **options)
+
+
+def seq2seq_of(model, tokenizer: Tokenizer, **options) -> FlanTuneLM:
+    info = {"layout": "encoder_decoder", "attention": "causal", "separator": "", "mode_token": "[NLU]"}
+    return FlanTuneLM(model, tokenizer, info, **options)
 
 
 def requests(*args: tuple) -> list[SimpleNamespace]:
@@ -139,6 +154,79 @@ def test_each_request_has_its_own_length_and_stops(model, tokenizer: Tokenizer) 
         lm.generate_until(requests(("a cat", {"do_sample": True})))
 
 
+# ---- an encoder-decoder
+
+
+def test_an_encoder_reads_bos_mode_token_inputs_and_eos(t5, tokenizer: Tokenizer) -> None:
+    bos, eos, nlu = tokenizer.bos_id, tokenizer.eos_id, tokenizer.mode_ids["[NLU]"]
+    assert seq2seq_of(t5, tokenizer).prompt_ids(["a cat", ""], [1, 1]) == [
+        [bos, nlu, *encode(tokenizer, "a cat"), eos],
+        [bos, nlu, eos],
+    ]
+    assert seq2seq_of(t5, tokenizer, mode_token="none").prompt_ids([""], [1]) == [[bos, eos]]
+    assert seq2seq_of(t5, tokenizer).max_positions is None
+    with pytest.raises(ScoreError, match="nothing stands between its inputs and targets"):
+        seq2seq_of(t5, tokenizer, separator="\n")
+
+
+def test_a_cut_prompt_keeps_what_frames_it(t5, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a family with positions; T5 itself has no limit."""
+    monkeypatch.setattr(t5.config, "max_position_embeddings", 20, raising=False)
+    lm = seq2seq_of(t5, tokenizer)
+    ids = encode(tokenizer, "which is it, a cat or a dog? " * 9)
+    (prompt,) = lm.prompt_ids(["which is it, a cat or a dog? " * 9], [10])
+    assert prompt == [tokenizer.bos_id, tokenizer.mode_ids["[NLU]"], *ids[-7:], tokenizer.eos_id]
+    assert lm.truncated == 1
+
+
+def test_prompts_are_those_of_packing(t5, model, tokenizer: Tokenizer) -> None:
+    """What training reads of an example, in either layout."""
+    example = Example("which is it?", "(A)", "t", 0, 0, "zero_shot", "answer", "w")
+    for lm in (seq2seq_of(t5, tokenizer), lm_of(model, tokenizer, mode_token="[NLU]")):
+        length = 64 if lm.is_encoder_decoder else None
+        joint = {"too_long": "drop", "has_mode_token": True, "max_target_length": length}
+        encoder = Encoder(tokenizer, max_length=64, separator=lm.separator, **joint)
+        objective = Supervised(tokenizer, tokenizer.mode_ids["[NLU]"], lm.layout)
+        ((segment,),) = objective.segments(encoder.encode([example], SegmentCounts()), SegmentCounts())
+        assert segment.input_ids[: segment.prefix_length].tolist() == lm.prompt_ids(["which is it?"], [1])[0]
+
+
+def test_the_mode_token_of_the_export_begins_every_prompt(t5, model, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for name, one, layout, separator in (("t5", t5, "encoder_decoder", ""), ("llama", model, "decoder_only", "\n")):
+        how = {"attention": "causal", "separator": separator, "layout": layout, "mode_token": "[S2S]"}
+        export(one.state_dict(), one, tokenizer, tmp_path / name, **how)
+        for given, wanted in ((None, "[S2S]"), ("[NLG]", "[NLG]"), ("none", None)):
+            lm = FlanTuneLM.from_folder(tmp_path / name, mode_token=given, device="cpu")
+            assert lm.description["mode_token"] == wanted
+            assert lm.description["layout"] == layout
+            head = [tokenizer.bos_id, *([tokenizer.mode_ids[wanted]] if wanted else [])]
+            (prompt,) = lm.prompt_ids(["a cat"], [1])
+            assert prompt[: len(head)] == head
+            assert prompt[len(head)] == encode(tokenizer, "a cat")[0]
+
+
+def test_an_encoder_decoder_scores_and_answers_as_its_own_forward(t5, tokenizer: Tokenizer) -> None:
+    lm = seq2seq_of(t5, tokenizer, batch_size=2)
+    pairs = [("which is it?", "(A)"), ("a cat or a dog", "(B) a dog"), ("12", "7")]
+    found = lm.loglikelihood(requests(*pairs))
+    settings = {"until": [], "max_gen_toks": 6}
+    answers = lm.generate_until(requests(*((context, settings) for context, _ in pairs)))
+    for (context, continuation), (total, is_greedy), answer in zip(pairs, found, answers, strict=True):
+        read = torch.tensor(lm.prompt_ids([context], [1]))
+        labels = torch.tensor([encode(tokenizer, continuation)])
+        with torch.no_grad():
+            likelihood = t5(input_ids=read, labels=labels).logits[0].log_softmax(-1)
+        assert total == pytest.approx(float(likelihood.gather(-1, labels[0, :, None]).sum()), abs=1e-4)
+        assert is_greedy == bool((likelihood.argmax(-1) == labels[0]).all())
+        own = t5.generate(read, do_sample=False, max_new_tokens=6, eos_token_id=tokenizer.eos_id, pad_token_id=0)
+        assert answer == tokenizer.decode(token for token in own[0, 1:].tolist() if token != tokenizer.eos_id)
+    with pytest.raises(ScoreError, match="an encoder-decoder: it gives no likelihood of a whole text"):
+        lm.loglikelihood_rolling(requests(("a",)))
+
+
+# ---- all of it
+
+
 def test_cut_at() -> None:
     assert cut_at("a b c", ["c", "b", ""]) == "a "
     assert cut_at("a b c", []) == "a b c"
@@ -179,6 +267,7 @@ def test_from_a_folder_to_scores(model, tokenizer: Tokenizer, tmp_path: Path) ->
     )
     results = evaluate_model(lm, suite, work_dir=tmp_path / "work", max_new_tokens=5)
     assert results["model"] == {
+        "layout": "decoder_only",
         "attention": "prefix_lm",
         "separator": "\n",
         "mode_token": None,

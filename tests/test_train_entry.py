@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from small_packs import edit, small_recipe, small_settings
 
-from flan_tune.errors import StreamError
+from flan_tune.errors import RecipeError, StreamError
 from flan_tune.packing.compile import open_tokenizer
 from flan_tune.packing.prepare import prepare
 from flan_tune.packing.settings import PackSettings
-from flan_tune.train import main, matching_packs
+from flan_tune.recipe import load_recipe
+from flan_tune.train import check_layout, main, matching_packs
 
 
 @pytest.fixture
@@ -133,3 +134,17 @@ print([name for name in ("torch", "transformers", "accelerate", "deepspeed") if 
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_model_of_the_other_layout_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A local one before anything is opened, one of the hub before its weights are read."""
+    model = recipe.parent / "t5"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}')
+    edit(recipe, "config: {model_type: llama, hidden_size: 32}", f"model_name_or_path: {model}")
+    assert main([str(recipe)]) == 1
+    message = "the model is an encoder-decoder; give data.max_target_length"
+    assert message in capsys.readouterr().err
+    with pytest.raises(RecipeError, match=message):
+        check_layout(load_recipe(recipe))
+    check_layout(load_recipe(recipe, ["data.max_target_length=64"]))

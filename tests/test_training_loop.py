@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_worker import tiny_run
+from training_worker import TinyPacks, tiny_run
 
 from flan_tune.errors import CheckpointError, FlanTuneError, RecipeError, StreamError
 from flan_tune.training.engine import open_engine
@@ -174,6 +174,32 @@ def test_a_corrupted_checkpoint_is_passed_over(
     assert_same_weights(tmp_path, undisturbed)
 
 
+def test_an_encoder_decoder_trains_alike_however_it_is_divided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"encoder_decoder": True, "max_steps": 3, "loss_normalization": "example", "z_loss": 1e-3}
+    for per_device in (1, 4):
+        tiny_run(tmp_path / str(per_device), per_device_train_batch_size=per_device, **options)
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "4"), abs=1e-5)
+    assert_same_weights(tmp_path / "1", tmp_path / "4", 1e-4)
+    assert "= 184 positions (24 + 22 per pack)" in capsys.readouterr().out
+    packs, found = TinyPacks(4, encoder_decoder=True), read_metrics(tmp_path / "1" / "metrics.jsonl")
+    assert found[0]["fill"] == sum(len(packs.pack(n).input_ids) for n in range(4)) / 184
+
+
+def test_an_encoder_decoder_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    options = {"encoder_decoder": True, "gradient_checkpointing": True, **INTERRUPTED}
+    tiny_run(tmp_path / "whole", **options)
+    assert tiny_run(tmp_path / "stopped", signal_at_step=4, **options).state == "requeue"
+    assert tiny_run(tmp_path / "stopped", **options).state == "done"
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
+
+
+def packs_of_the_other_layout(output_dir: Path) -> None:
+    tiny_run(output_dir, packs=TinyPacks(24, encoder_decoder=True))
+
+
 def too_few_packs(output_dir: Path) -> None:
     tiny_run(output_dir, num_packs=23)
 
@@ -190,6 +216,11 @@ def unknown_choice(output_dir: Path) -> None:
     ("run", "kind", "says"),
     [
         (too_few_packs, StreamError, "needs 24 packs .* the store has 23. Set max_steps to 5 or less"),
+        (
+            packs_of_the_other_layout,
+            RecipeError,
+            r"made for encoder-decoders, the model \(llama\) is a decoder. Leave data.max_target_length out",
+        ),
         (no_division, StreamError, "1 processes x per_device_train_batch_size 3 = 3 packs at once"),
         (unknown_choice, RecipeError, "(?s)Did you mean 'cosine'.*Did you mean 'adamw_torch'.*logging_steps is 0"),
     ],
@@ -223,15 +254,17 @@ def test_a_run_that_diverges_stops(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_and_skip_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder_decoder", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_two_processes_are_one_and_skip_together(encoder_decoder: int, tmp_path: Path) -> None:
     """DDP, and a loss that is infinite on rank 0 alone in the last step: both ranks skip it."""
-    tiny_run(tmp_path / "one", max_steps=5, lr_scheduler_type="constant")
-    two = start(torchrun(), tmp_path / "two", infinite_loss_at=5, lr_scheduler_type="constant")
+    options = {"lr_scheduler_type": "constant", "encoder_decoder": encoder_decoder}
+    tiny_run(tmp_path / "one", max_steps=5, **options)
+    two = start(torchrun(), tmp_path / "two", infinite_loss_at=5, **options)
     assert two.returncode == 0, two.stderr
     assert "step 6: the loss or the gradient is not finite; the step is skipped (packs 20 to 23)" in two.stdout
     assert losses(tmp_path / "two") == [*(pytest.approx(loss, abs=1e-5) for loss in losses(tmp_path / "one")), None]
     assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-4)
-    tiny_run(tmp_path / "two", max_steps=7, lr_scheduler_type="constant")  # one process goes on where two stopped
+    tiny_run(tmp_path / "two", max_steps=7, **options)  # one process goes on where two stopped
     assert len(losses(tmp_path / "two")) == 7
 
 
@@ -248,12 +281,23 @@ def test_zero3_on_two_processes_is_one_process(whole: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_zero3_stopped_goes_on_bit_by_bit(tmp_path: Path) -> None:
+def test_zero3_of_an_encoder_decoder_is_one_process(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "one", encoder_decoder=True, max_steps=4)
+    done = start(ZERO3, tmp_path / "two", encoder_decoder=1, max_steps=4)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    assert_same_weights(tmp_path / "two", tmp_path / "one", 1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("encoder_decoder", [0, 1])
+def test_zero3_stopped_goes_on_bit_by_bit(encoder_decoder: int, tmp_path: Path) -> None:
     """With dropout, and a skipped step before the stop."""
-    start(ZERO3, tmp_path / "whole", infinite_loss_at=1, **INTERRUPTED)
-    stopped = start(ZERO3, tmp_path / "stopped", infinite_loss_at=1, signal_at_step=4, **INTERRUPTED)
+    options = {**INTERRUPTED, "encoder_decoder": encoder_decoder}
+    start(ZERO3, tmp_path / "whole", infinite_loss_at=1, **options)
+    stopped = start(ZERO3, tmp_path / "stopped", infinite_loss_at=1, signal_at_step=4, **options)
     assert (read_status(tmp_path / "stopped") or {})["state"] == "requeue", stopped.stderr
-    resumed = start(ZERO3, tmp_path / "stopped", **INTERRUPTED)
+    resumed = start(ZERO3, tmp_path / "stopped", **options)
     assert resumed.returncode == 0, resumed.stderr
     assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")

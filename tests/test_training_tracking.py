@@ -11,7 +11,6 @@ import pytest
 
 from flan_tune.errors import CheckpointError, RecipeError, StreamError
 from flan_tune.training.stop_signals import StopSignals
-from flan_tune.training.tally import FlopCost
 from flan_tune.training.tracking import (
     Journal,
     MetricsFile,
@@ -112,8 +111,3 @@ def test_a_second_ctrl_c_later_ends_the_process() -> None:
         stop._first_time -= 10
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_flops_of_a_batch() -> None:
-    # 100 body parameters x 10 tokens, 50 head parameters x 2 targets, 6 FLOPs each; 7 pairs of 12 FLOPs.
-    assert FlopCost(body=100, head=50, attention=12.0, peak_per_second=None).of(10, 2, 7) == 6 * 1000 + 6 * 100 + 84

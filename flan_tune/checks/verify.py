@@ -3,9 +3,10 @@
     back-end          which attention runs, and why no better one
     leak probe        perturbed tokens move the logits they may move, and no others
     plain row         a causal row as the model's own code computes it, longer than its shortest window
-    packed = alone    losses and gradients of packs and of their segments, each in a row of its own
+    packed = alone    losses and gradients of a pack and of its segments, each in a row of its own
     accumulation      losses and gradients of one step, whatever processes, micro-steps and packs at once
-    mask audit        the mask that the back-end is given for one pack, against brute force; drawn
+    mask audit        the masks that the back-end is given for one pack, against brute force; drawn. An
+                      encoder-decoder has three: in the encoder, in the decoder, and from the decoder to the encoder
 
 All of it runs on the real model and packs in one process; torch is imported when it begins. What is measured, and how,
 is in models/subject.py.
@@ -13,7 +14,7 @@ is in models/subject.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 Bools = npt.NDArray[np.bool_]
 
 PACKS_OF_A_STEP = 4
-CELLS = 36  # rows and columns of the drawn mask
+CELLS = 36  # rows and columns of a drawn mask
+CROSS = "cross"  # the mask between two rows of tokens, as models/subject.py names it
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,34 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Audit:
-    """One pack's mask as the back-end got it.
+class Drawn:
+    """One mask, as it is drawn.
 
-    segments: (tokens, prefix tokens), in order; padding is not among them.
-    pairs: of query and key that may meet; share: of all pairs of the row.
+    name: what it is for. pairs: of query and key that may meet; share: of all pairs of the row.
     kept: CELLS x CELLS shares of the pairs of each cell that may meet; ahead: whether some look to a later token.
+    """
+
+    name: str
+    pairs: int
+    share: float
+    kept: list[list[float]]
+    ahead: list[list[bool]]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One pack's masks as the back-end got them: of a decoder that of the layers that see farthest, else all three.
+
+    max_target_length: of an encoder-decoder, else None; `max_length` is then its encoder's.
+    segments: (tokens, prefix tokens), in order; padding is not among them.
     """
 
     pack: int
     tokens: int
     max_length: int
+    max_target_length: int | None
     segments: list[tuple[int, int]]
-    pairs: int
-    share: float
-    kept: list[list[float]]
-    ahead: list[list[bool]]
+    drawn: list[Drawn]
 
 
 @dataclass
@@ -83,7 +97,8 @@ class Verification:
 def verify(recipe: Recipe, tokenizer: Tokenizer, packs: PackReader, pack_number: int = 0) -> Verification:
     """Every check; a check that cannot run fails with the reason, and the others run all the same.
 
-    pack_number: of the pack that is audited and drawn, and of the first of those that are compared.
+    pack_number: of the pack that is audited and drawn, and of the first of those that are compared; the one with the
+        most segments is compared with its segments alone.
     Raises: RecipeError if the model cannot be made; StreamError if there is no such pack.
     """
     numbers = [
@@ -91,7 +106,8 @@ def verify(recipe: Recipe, tokenizer: Tokenizer, packs: PackReader, pack_number:
         *((pack_number + n) % packs.num_packs for n in range(1, min(PACKS_OF_A_STEP, packs.num_packs))),
     ]
     chosen = [packs.pack(number) for number in numbers]
-    subject = _subject(recipe, tokenizer, int(packs.manifest["max_length"]))
+    crowded = max(chosen, key=lambda pack: len(pack.segment_lengths))  # a segment alone in its pack proves nothing
+    subject = _subject(recipe, tokenizer)
     found = Verification()
     name: str
     check: Callable[[], tuple[bool, str]]
@@ -99,7 +115,7 @@ def verify(recipe: Recipe, tokenizer: Tokenizer, packs: PackReader, pack_number:
         ("back-end", subject.back_end),
         ("leak probe", subject.leak_probe),
         ("plain row", subject.plain_row),
-        ("packed = alone", lambda: subject.packed_against_alone(chosen[:1])),
+        ("packed = alone", lambda: subject.packed_against_alone([crowded])),
         ("accumulation", lambda: subject.accumulation(chosen)),
         ("mask audit", lambda: subject.mask_audit(chosen[0])),
     ):
@@ -116,7 +132,7 @@ def verify(recipe: Recipe, tokenizer: Tokenizer, packs: PackReader, pack_number:
     return found
 
 
-def _subject(recipe: Recipe, tokenizer: Tokenizer, max_length: int) -> Subject:
+def _subject(recipe: Recipe, tokenizer: Tokenizer) -> Subject:
     from flan_tune.models.subject import Subject
 
     model = recipe.model
@@ -127,33 +143,36 @@ def _subject(recipe: Recipe, tokenizer: Tokenizer, max_length: int) -> Subject:
         seed=recipe.training.seed,
         attention=model.attention,
         attn_implementation=model.attn_implementation,
+        dropout=model.dropout,
         bf16=recipe.training.bf16,
         z_loss=recipe.objective.z_loss,
-        max_length=max_length,
+        max_length=recipe.data.max_length,
+        max_target_length=recipe.data.max_target_length,
         pad_id=tokenizer.pad_id,
     )
 
 
 def _audit(subject: Subject, pack: Pack, number: int) -> Audit:
-    """What is drawn: the mask of the layers that see farthest."""
-    masks = subject.masks(pack)
-    visible = masks[max(masks, key=lambda window: window or subject.max_length)].numpy()
-    kept, ahead = _cells(visible)
+    masks = {name: mask.numpy() for name, mask in subject.masks(pack).items()}
+    if subject.decoder is None:
+        farthest = max(masks, key=lambda name: int(masks[name].sum()))
+        masks = {farthest: masks[farthest]}
     segments = list(zip(pack.segment_lengths.tolist(), pack.prefix_lengths.tolist(), strict=True))
-    pairs = int(visible.sum())
-    share = pairs / subject.max_length**2
-    return Audit(number, len(pack.input_ids), subject.max_length, segments, pairs, share, kept, ahead)
+    most = None if subject.decoder is None else subject.decoder.max_target_length
+    drawn = [_drawn(name, visible) for name, visible in masks.items()]
+    return Audit(number, len(pack.input_ids), subject.max_length, most, segments, drawn)
 
 
-def _cells(visible: Bools) -> tuple[list[list[float]], list[list[bool]]]:
-    """Shares of pairs that may meet, and whether any of them looks ahead, of CELLS x CELLS parts of the mask."""
-    edges = np.linspace(0, len(visible), min(CELLS, len(visible)) + 1).astype(int)
-    ahead = np.triu(visible, 1)
-    sizes = np.outer(np.diff(edges), np.diff(edges))
+def _drawn(name: str, visible: Bools) -> Drawn:
+    # Between two rows of tokens none is later than another.
+    ahead = np.zeros_like(visible) if name == CROSS else np.triu(visible, 1)
+    edges = [np.linspace(0, size, min(CELLS, size) + 1).astype(int) for size in visible.shape]
+    sizes = np.outer(*map(np.diff, edges))
     kept = _sums(visible, edges) / sizes
-    return kept.tolist(), (_sums(ahead, edges) > 0).tolist()
+    pairs = int(visible.sum())
+    return Drawn(name, pairs, pairs / visible.size, kept.tolist(), (_sums(ahead, edges) > 0).tolist())
 
 
-def _sums(pairs: Bools, edges: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    by_row = np.add.reduceat(pairs.astype(np.int64), edges[:-1], axis=0)
-    return np.add.reduceat(by_row, edges[:-1], axis=1)
+def _sums(pairs: Bools, edges: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    by_row = np.add.reduceat(pairs.astype(np.int64), edges[0][:-1], axis=0)
+    return np.add.reduceat(by_row, edges[1][:-1], axis=1)

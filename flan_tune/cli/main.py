@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flan_tune.errors import EXIT_WRONG_INPUT, FlanTuneError, disk_full
+from flan_tune.errors import EXIT_WRONG_INPUT, FlanTuneError, disk_fault
 
 app = typer.Typer(
     help="Instruction tuning with Flan mixtures and UL2R: registry, packs, ZeRO-3 training, evaluation.",
@@ -52,6 +52,10 @@ RecipeArgument = Annotated[Path, typer.Argument(help="Recipe YAML.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides: section.key=value.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 TaskPaths = Annotated[list[Path] | None, typer.Option("--task-path", help="Folder with cards of your own.")]
+ModeToken = Annotated[
+    str | None,
+    typer.Option("--mode-token", help="[S2S], [NLU] or [NLG] before every prompt, or none; else the model's own."),
+]
 DataRoot = Annotated[str | None, typer.Option("--data-root", help="Data in the hub's layout; else FLAN_TUNE_DATA.")]
 
 
@@ -205,9 +209,7 @@ def generate(
         list[str] | None, typer.Option("--prompt", help="A prompt; else one per line from stdin.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
-    mode_token: Annotated[
-        str | None, typer.Option("--mode-token", help="[S2S], [NLU] or [NLG] before the prompt.")
-    ] = None,
+    mode_token: ModeToken = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     as_json: Json = False,
@@ -230,23 +232,25 @@ def generate(
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
     suites: Annotated[
-        str, typer.Option("--suites", help="procedural, gsm8k, mmlu, infilling; several with commas.")
+        str, typer.Option("--suites", help="procedural, gsm8k, mmlu, tasks, infilling; several with commas.")
     ] = "procedural",
     rows: Annotated[
-        int, typer.Option("--rows", min=1, help="Rows per task (procedural) or suite; passages (infilling).")
+        int, typer.Option("--rows", min=1, help="Rows per task (procedural, tasks) or suite; passages (infilling).")
     ] = 50,
     shots: Annotated[int, typer.Option("--shots", min=0, help="Exemplars, for gsm8k and mmlu.")] = 0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
     seen_by: Annotated[
-        list[Path] | None, typer.Option("--seen-by", help="Recipe whose draws are removed from procedural rows.")
+        list[Path] | None, typer.Option("--seen-by", help="Recipe whose draws are removed (procedural, tasks).")
     ] = None,
+    mode_token: ModeToken = None,
     corpus: Annotated[
         str, typer.Option("--corpus", help="Documents for infilling: text:NAME in the data root.")
     ] = "text:wikipedia_en",
     compare: Annotated[
         list[str] | None, typer.Option("--compare", help="Another model, asked for the same spans (infilling).")
     ] = None,
+    task_path: TaskPaths = None,
     data_root: DataRoot = None,
     output: Annotated[Path | None, typer.Option("--output", help="Folder for results.json and samples.jsonl.")] = None,
     as_json: Json = False,
@@ -262,6 +266,8 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         seen_by=seen_by or [],
+        mode_token=mode_token,
+        task_paths=[str(p) for p in task_path or []],
         corpus=corpus,
         compare=compare or [],
         data_root=data_root,
@@ -440,7 +446,7 @@ def main() -> None:
         print(str(error), file=sys.stderr)
         sys.exit(EXIT_WRONG_INPUT)
     except OSError as error:
-        message = disk_full(error)
+        message = disk_fault(error)
         if message is None:
             raise
         print(message, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`verify`: the table of checks, and one pack's mask drawn in colours."""
+"""`verify`: the table of checks, and one pack's masks drawn in colours."""
 
 from __future__ import annotations
 
@@ -65,16 +65,27 @@ def _print_audit(console: object, audit: Audit) -> None:
     from rich.console import Console
 
     assert isinstance(console, Console)
-    console.print(
-        f"pack {audit.pack}: {audit.tokens} of {audit.max_length} tokens, {len(audit.segments)} segments, "
-        f"{audit.pairs:,} pairs of query and key may meet, {audit.share:.1%} of the row's"
-    )
+    told = [f"{one.pairs:,} pairs of query and key may meet, {one.share:.1%} of the row's" for one in audit.drawn]
+    filled = f"pack {audit.pack}: {_filled(audit)}, {len(audit.segments)} segments"
+    if audit.max_target_length is None:
+        filled += f", {told[0]}"
+    console.print(filled)
     shown = ", ".join(f"{prefix}+{tokens - prefix}" for tokens, prefix in audit.segments[:_SHOWN_SEGMENTS])
     more = f", and {len(audit.segments) - _SHOWN_SEGMENTS} more" if len(audit.segments) > _SHOWN_SEGMENTS else ""
     console.print(f"segments, inputs+others: {shown}{more}")
     console.print("a row is a query, a column a key; [cyan]█[/] looks ahead too (a prefix), [green]█[/] only back")
-    for kept, ahead in zip(audit.kept, audit.ahead, strict=True):
-        console.print(_drawn(kept, ahead))
+    for mask, words in zip(audit.drawn, told, strict=True):
+        if audit.max_target_length is not None:
+            console.print(f"{mask.name}: {words}")
+        for kept, ahead in zip(mask.kept, mask.ahead, strict=True):
+            console.print(_drawn(kept, ahead))
+
+
+def _filled(audit: Audit) -> str:
+    if audit.max_target_length is None:
+        return f"{audit.tokens} of {audit.max_length} tokens"
+    inputs = sum(prefix for _, prefix in audit.segments)
+    return f"{inputs} of {audit.max_length} + {audit.tokens - inputs} of {audit.max_target_length} tokens"
 
 
 def _drawn(kept: list[float], ahead: list[bool]) -> Text:

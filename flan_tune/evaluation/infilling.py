@@ -7,7 +7,8 @@ Which spans is said in suites/infilling.py, how they are asked for in infilling_
     nats_per_token    negative log-likelihood of the spans, given what stands before them
 
 Answers are greedy and read up to the length of the span: so every form is told the length. Besides, the same passages
-are scored as plain causal text, to see what denoising costs there.
+are scored as plain causal text, to see what denoising costs there; not by an encoder-decoder, which gives no likelihood
+of a text alone. Its encoder reads what is shown, and its decoder answers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Infilling:
 
     values: task -> form -> metric -> one value a question; exact and f1 are means over its blanks, in [0, 1].
     native: task -> the form the model was trained to answer in.
-    causal_text: mode token, or NO_MODE -> nats per token of each passage, read causally from its beginning.
+    causal_text: mode token, or NO_MODE -> nats per token of each passage, read causally from its beginning. Empty for
+        an encoder-decoder.
     result: all of it in short, as results.py joins it: plain values, and percent for exact and f1.
     """
 
@@ -85,7 +87,7 @@ def measure_infilling(
             tasks[name] = _task_result(group[0], values[name], answers, str(native_form(group[0], lm.tokens)))
             file.writelines(_sample_lines(name, group, answers, values[name], tasks[name], lm.tokens))
             say(f"{name}: {len(group)} passages, {len(forms)} forms")
-    modes = [form.mode for form in forms if form.view == "left"]
+    modes = [form.mode for form in forms if form.view == "left" and not lm.is_encoder_decoder]
     text = {mode or NO_MODE: _causal_text(lm, passages, mode) for mode in modes}
     result = {
         "suite": SUITE,
@@ -111,7 +113,7 @@ def _forms(lm: FlanTuneLM, groups: Sequence[Sequence[Question]]) -> list[Form]:
 
 
 def _answer(lm: FlanTuneLM, form: Form, questions: Sequence[Question]) -> list[_Answer]:
-    asked = [asks(form, question, lm.tokens) for question in questions]
+    asked = [asks(form, question, lm.tokens, encoder_decoder=lm.is_encoder_decoder) for question in questions]
     say = _say_sentinels if form.view == "sentinels" else _say
     return [_Answer(*both) for both in zip(say(lm, asked, questions[0].length), _nats(lm, asked), strict=True)]
 
@@ -298,7 +300,7 @@ def compare_infilling(base: Infilling, other: Infilling) -> dict[str, Any]:
     """`other` minus `base` on the same spans, paired by passage: {"tasks", "means", "causal_text"}.
 
     "tasks": for each task, `other` in its native form against each form of `base` without a mode token. "means": the
-    same for the mean over span lengths, by number of blanks. "causal_text": plain text read causally.
+    same for the mean over span lengths, by number of blanks. "causal_text": plain text read causally, where both can.
     Each holds, by metric, {"difference", "low", "high", "p_value", "n"}, see `paired_difference`; exact match and F1 in
     percent; fewer nats per token are better.
     """
@@ -322,6 +324,7 @@ def compare_infilling(base: Infilling, other: Infilling) -> dict[str, Any]:
         "causal_text": {
             mode: _differences({NATS: base.causal_text[NO_MODE]}, {NATS: nats})[NATS]
             for mode, nats in other.causal_text.items()
+            if base.causal_text
         },
     }
 

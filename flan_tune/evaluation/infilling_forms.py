@@ -80,8 +80,10 @@ def head_ids(tokenizer: Tokenizer, mode: str) -> list[int]:
     return [one for one in (tokenizer.bos_id, tokenizer.mode_ids[mode] if mode else None) if one is not None]
 
 
-def asks(form: Form, question: Question, tokenizer: Tokenizer) -> list[Ask]:
+def asks(form: Form, question: Question, tokenizer: Tokenizer, *, encoder_decoder: bool = False) -> list[Ask]:
     """One ask for each blank. In the form "sentinels" all have the same prompt and answer.
+
+    encoder_decoder: the prompt is what an encoder reads, so EOS ends it.
 
     With BOS 1, [NLU] 90, sentinels 99 98, and 10..19 with the blanks 12 13 and 16 17, "sentinels [NLU]" gives
 
@@ -89,20 +91,21 @@ def asks(form: Form, question: Question, tokenizer: Tokenizer) -> list[Ask]:
 
     and "left" the prompts 1 10 11 (answer 12 13) and 1 10 11 12 13 14 15 (answer 16 17).
     """
-    head = head_ids(tokenizer, form.mode)
+    head, end = head_ids(tokenizer, form.mode), [tokenizer.eos_id] if encoder_decoder else []
     if form.view == "sentinels":
-        return _sentinel_asks(head, question, tokenizer)
+        return _sentinel_asks(head, end, question, tokenizer)
     if form.view == "prompt":
         head += joined_ids(*_with_gaps(question, tokenizer)).tolist()
     lefts = [question.passage.ids[:start].tolist() for start in question.starts]
     return [
-        Ask(head + left, span.tolist(), 0, question.length) for left, span in zip(lefts, question.spans, strict=True)
+        Ask(head + left + end, span.tolist(), 0, question.length)
+        for left, span in zip(lefts, question.spans, strict=True)
     ]
 
 
-def _sentinel_asks(head: list[int], question: Question, tokenizer: Tokenizer) -> list[Ask]:
+def _sentinel_asks(head: list[int], end: list[int], question: Question, tokenizer: Tokenizer) -> list[Ask]:
     inputs, targets = corrupt(question.passage.ids, question.mask, tokenizer.sentinel_ids)
-    prompt, answer = head + inputs.tolist(), targets.tolist()
+    prompt, answer = head + inputs.tolist() + end, targets.tolist()
     step = question.length + 1  # a sentinel and its span
     return [Ask(prompt, answer, k * step + 1, (k + 1) * step) for k in range(len(question.starts))]
 

@@ -55,6 +55,8 @@ def _measured(value: float, error: float | None, metric: str) -> str:
 def _text_block(results: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [["the passages as plain causal text", "nats per token", "perplexity"]]
     for model, result in results.items():
+        if not result["causal_text"]:
+            rows.append([f"  {model}: an encoder-decoder gives no likelihood of a text alone", "-", "-"])
         for mode, found in result["causal_text"].items():
             nats = _measured(found[NATS], found[f"{NATS}_stderr"], NATS)
             rows.append([f"  {model}: {mode}", nats, f"{found['perplexity']:.1f}"])

@@ -28,15 +28,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _DEFAULT_MAX_NEW_TOKENS = 256  # lm-eval's own default, for tasks that do not say
+NO_MODE_TOKEN = "none"
 
 
 class FlanTuneLM(LM):
     """A model, its tokenizer and its flan_tune.json, as lm-eval asks for answers.
 
     A prompt is [BOS] [mode token] inputs + separator, exactly as packing makes it; under separator "eos" the
-    end-of-sequence id stands in the separator's place.
+    end-of-sequence id stands in the separator's place. The encoder of an encoder-decoder reads [BOS] [mode token]
+    inputs EOS, and nothing separates them from the answer, which is its decoder's.
 
-    mode_token: "[S2S]", "[NLU]" or "[NLG]", put before every prompt; None puts none.
+    info: of `read_export_info`.
+    mode_token: "[S2S]", "[NLU]" or "[NLG]", put before every prompt. None takes the one the model was tuned with, if
+        flan_tune.json says so; "none" puts none.
     separator: overrides what flan_tune.json says; a model that was not trained here has none by default.
     truncated: prompts that were cut on the left so far, because they did not fit the model's positions.
     description: what a result file says of the model.
@@ -56,11 +60,19 @@ class FlanTuneLM(LM):
         self.model = model
         self.tokens = tokenizer  # not `tokenizer`: lm-eval would ask it for a Hugging Face tokenizer's attributes
         self.attention = str(info["attention"])
-        self.separator = str(info["separator"]) if separator is None else separator
+        self.layout = str(info["layout"])
+        self.separator = self._separator(str(info["separator"]), separator)
         self.batch_size = batch_size
         self.truncated = 0
-        self._head = self._first_ids(mode_token)
-        self.description = {"attention": self.attention, "separator": self.separator, "mode_token": mode_token}
+        chosen = info["mode_token"] if mode_token is None else mode_token
+        self.mode_token = None if chosen == NO_MODE_TOKEN else chosen
+        self._head = self._first_ids(self.mode_token)
+        self.description = {
+            "layout": self.layout,
+            "attention": self.attention,
+            "separator": self.separator,
+            "mode_token": self.mode_token,
+        }
 
     @classmethod
     def from_folder(
@@ -74,7 +86,7 @@ class FlanTuneLM(LM):
         separator: str | None = None,
         device: str | None = None,
     ) -> FlanTuneLM:
-        """The model in a folder (one exported by us, or any causal one of Hugging Face) or on the hub.
+        """The model in a folder (one exported by us, or any of Hugging Face that can be trained here) or on the hub.
 
         device: "cpu", "cuda", ...; None takes a GPU if there is one.
         """
@@ -98,6 +110,21 @@ class FlanTuneLM(LM):
         lm.description["path"] = str(path)
         return lm
 
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt, and a decoder of its own gives the answer."""
+        return self.layout == "encoder_decoder"
+
+    def _separator(self, trained_with: str, wanted: str | None) -> str:
+        if not self.is_encoder_decoder:
+            return trained_with if wanted is None else wanted
+        if wanted:
+            raise ScoreError(
+                f"the separator is {wanted!r}, but the model is an encoder-decoder: nothing stands between its inputs "
+                "and targets. Leave it out."
+            )
+        return ""
+
     def _first_ids(self, mode_token: str | None) -> list[int]:
         head = [] if self.tokens.bos_id is None else [self.tokens.bos_id]
         if mode_token is None:
@@ -112,17 +139,17 @@ class FlanTuneLM(LM):
 
     @property
     def max_positions(self) -> int | None:
-        """Positions of the model, prompt and answer together; None where the model sets no limit."""
+        """Positions of the model, prompt and answer together; None where the model sets no limit, as T5."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
     def prompt_ids(self, inputs: Sequence[str], room: Sequence[int]) -> list[list[int]]:
         """Ids of each prompt, leaving `room` positions free behind it.
 
-        One that does not fit loses tokens of its inputs on the left and is counted; BOS and mode token stay.
+        One that does not fit loses tokens of its inputs on the left and is counted; BOS, mode token and EOS stay.
         Example: BOS 1, inputs + separator 5 6 7 8, 6 positions, room 2: 1 6 7 8.
         """
-        ends_with_eos = self.separator == "eos"
+        ends_with_eos = self.is_encoder_decoder or self.separator == "eos"
         texts = list(inputs) if ends_with_eos else [text + self.separator for text in inputs]
         tail = [self.tokens.eos_id] if ends_with_eos else []
         encoded = self.tokens.encode_batch(texts)
@@ -191,9 +218,14 @@ class FlanTuneLM(LM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each whole text, in windows of the model's positions without overlap. Causal models only.
 
-        Raises: ScoreError for a prefix-LM model: every token of a prompt sees the ones after it, so the likelihood of
-        a text without a prompt is not something such a model gives.
+        Raises: ScoreError for a prefix-LM model and an encoder-decoder: every token of a prompt sees the ones after
+        it, so the likelihood of a text without a prompt is not something such a model gives.
         """
+        if self.is_encoder_decoder:
+            raise ScoreError(
+                "the model is an encoder-decoder: it gives no likelihood of a whole text (perplexity), only of a "
+                "target for given inputs. Use tasks that generate, or that score a continuation."
+            )
         if self.attention != "causal":
             raise ScoreError(
                 f"the model has {self.attention!r} attention: its tokens see later ones of the prompt, so it gives no "

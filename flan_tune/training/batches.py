@@ -18,10 +18,11 @@ import numpy.typing as npt
 import torch
 
 from flan_tune.errors import StreamError
-from flan_tune.models.collate import Batch, collate
+from flan_tune.models.collate import Batch, DecoderShape, collate
 from flan_tune.models.lowering import Lowering
 from flan_tune.packing.store import Pack
 from flan_tune.training.engine import BatchShape
+from flan_tune.training.flops import Work
 
 
 class Packs(Protocol):
@@ -48,12 +49,11 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepBatches:
-    """This rank's part of a step. `tokens`: without padding. `pairs`: (query, key) pairs that attention computes."""
+    """This rank's part of a step, and what it is to compute."""
 
     step: int
     micro_batches: tuple[MicroBatch, ...]
-    tokens: int
-    pairs: float
+    work: Work
 
 
 def derive_shape(global_batch_size: int, per_device: int, world_size: int) -> BatchShape:
@@ -90,7 +90,10 @@ def pack_numbers(step: int, micro_step: int, rank: int, shape: BatchShape, world
 
 @dataclass(frozen=True)
 class BatchReader:
-    """Makes the batches of any step for one rank. `family_of_task[i]` is the family's number of task i."""
+    """Makes the batches of any step for one rank. `family_of_task[i]` is the family's number of task i.
+
+    decoder: of an encoder-decoder; None for a decoder. It has to be what the packs were made for.
+    """
 
     packs: Packs
     shape: BatchShape
@@ -101,6 +104,7 @@ class BatchReader:
     loss_normalization: str
     family_of_task: npt.NDArray[np.int64]
     lowering: Lowering | None = None
+    decoder: DecoderShape | None = None
 
     def read(self, step: int) -> StepBatches:
         """The batches of `step`."""
@@ -113,8 +117,19 @@ class BatchReader:
         return StepBatches(
             step,
             tuple(self._collate(number, packs) for number, packs in zip(first, read, strict=True)),
-            tokens=sum(len(pack.input_ids) for pack in every),
-            pairs=sum(_attention_pairs(pack, self.attention) for pack in every),
+            sum((self._work(pack) for pack in every), start=Work()),
+        )
+
+    def _work(self, pack: Pack) -> Work:
+        lengths, prefixes = pack.segment_lengths.astype(np.float64), pack.prefix_lengths.astype(np.float64)
+        if self.decoder is None:
+            # Half of each segment's square, and under prefix_lm the other half of its prefix's.
+            pairs = lengths**2 / 2 + (prefixes**2 / 2 if self.attention == "prefix_lm" else 0.0)
+            return Work(len(pack.input_ids), pack.target_tokens, float(pairs.sum()))
+        targets = lengths - prefixes
+        pairs = targets**2 / 2 + targets * prefixes  # among themselves, and with the encoder's
+        return Work(
+            int(targets.sum()), pack.target_tokens, float(pairs.sum()), int(prefixes.sum()), float((prefixes**2).sum())
         )
 
     def _collate(self, first_pack: int, packs: Sequence[Pack]) -> MicroBatch:
@@ -125,6 +140,7 @@ class BatchReader:
             attention=self.attention,
             loss_normalization=self.loss_normalization,
             lowering=self.lowering,
+            decoder=self.decoder,
         )
         return MicroBatch(first_pack, batch, self._families(packs, batch))
 
@@ -135,13 +151,6 @@ class BatchReader:
         first_B = np.cumsum([0, *(len(pack.task) for pack in packs)])[:-1]
         task_S = np.concatenate([np.asarray(pack.task) for pack in packs])
         return torch.from_numpy(self.family_of_task[task_S[first_B[row_N] + number_N - 1]])
-
-
-def _attention_pairs(pack: Pack, attention: str) -> float:
-    """Half of each segment's square, and under prefix_lm the other half of its prefix's."""
-    lengths, prefixes = pack.segment_lengths.astype(np.float64), pack.prefix_lengths.astype(np.float64)
-    pairs = lengths**2 / 2 + (prefixes**2 / 2 if attention == "prefix_lm" else 0.0)
-    return float(pairs.sum())
 
 
 def prefetched(read: Callable[[int], StepBatches], start: int, stop: int) -> Iterator[tuple[StepBatches, float]]:

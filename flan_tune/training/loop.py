@@ -22,11 +22,12 @@ from flan_tune import rng
 from flan_tune.errors import FlanTuneError
 from flan_tune.training.batches import Packs, StepBatches, prefetched
 from flan_tune.training.engine import StepOutcome, open_engine
+from flan_tune.training.flops import FlopCost, flop_cost
 from flan_tune.training.optim import learning_rate
-from flan_tune.training.run import CHECKPOINTS_FOLDER, Run, prepare, resume, save
+from flan_tune.training.run import CHECKPOINTS_FOLDER, Run, positions_of_pack, prepare, resume, save
 from flan_tune.training.settings import BuildModel, ExportModel, Hook, TrainResult, TrainSettings
 from flan_tune.training.stop_signals import StopSignals
-from flan_tune.training.tally import StepSums, flop_cost
+from flan_tune.training.tally import StepSums
 from flan_tune.training.tracking import MODEL_FOLDER, Journal, check_report_to, recorded_failure, write_status
 
 SKIPS_IN_A_ROW = 5  # one bad batch is skipped; this many say that the run itself has diverged
@@ -75,7 +76,7 @@ def _steps(run: Run, hooks: Sequence[Hook], journal: Journal, stop: StopSignals)
     cost = flop_cost(run.module.model, group.device)
     run.module.train()
     for batches, waited in prefetched(run.reader.read, run.step, settings.max_steps):
-        outcome = _one_step(run, batches, waited)
+        outcome = _one_step(run, batches, waited, cost)
         line = {"step": run.step} | _run_hooks(run, [hook for hook in hooks if run.step % hook.every_steps == 0])
         if run.step % settings.logging_steps == 0 or run.step == settings.max_steps:
             line |= _line(run, outcome, cost)
@@ -91,7 +92,7 @@ def _steps(run: Run, hooks: Sequence[Hook], journal: Journal, stop: StopSignals)
     return None
 
 
-def _one_step(run: Run, batches: StepBatches, waited: float) -> StepOutcome:
+def _one_step(run: Run, batches: StepBatches, waited: float, cost: FlopCost | None) -> StepOutcome:
     """One update on one step's packs: forward and backward of every micro-batch, then the optimiser."""
     begin = time.perf_counter()
     settings, engine, size = run.settings, run.engine, run.settings.global_batch_size
@@ -114,7 +115,8 @@ def _one_step(run: Run, batches: StepBatches, waited: float) -> StepOutcome:
 
     outcome = engine.step(_learning_rate(settings, batches.step))
     seconds = time.perf_counter() - begin + waited
-    run.tally.count(batches.tokens, batches.pairs, targets, seconds, waited)
+    flops = 0.0 if cost is None else cost.of(batches.work)
+    run.tally.count(int(batches.work.all_tokens), flops, targets, seconds, waited)
     if outcome.was_applied:
         run.tally.learn(sums, denominator)
     run.step += 1
@@ -160,10 +162,10 @@ def _guard(run: Run, outcome: StepOutcome, numbers: range) -> None:
         )
 
 
-def _line(run: Run, outcome: StepOutcome, cost: Any) -> dict[str, Any]:
-    positions = run.settings.global_batch_size * int(run.packs.manifest["max_length"])
+def _line(run: Run, outcome: StepOutcome, cost: FlopCost | None) -> dict[str, Any]:
+    positions = run.settings.global_batch_size * sum(positions_of_pack(run.packs))
     return {
-        **run.tally.line(positions, cost),
+        **run.tally.line(positions, None if cost is None else cost.peak_per_second),
         "learning_rate": _learning_rate(run.settings, run.step - 1),
         "grad_norm": outcome.grad_norm if math.isfinite(outcome.grad_norm) else None,
         "skipped_steps": len(run.skipped_packs) // run.settings.global_batch_size,

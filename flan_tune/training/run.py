@@ -10,22 +10,34 @@ The steps themselves, and the end, are in loop.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from flan_tune.errors import CheckpointError, RecipeError, StreamError
-from flan_tune.models.forward import attn_implementation_of, checkpoint_activations, compile_layers
+from flan_tune.models.collate import DecoderShape
+from flan_tune.models.forward import (
+    attn_implementation_of,
+    checkpoint_activations,
+    compile_layers,
+    is_encoder_decoder,
+)
+from flan_tune.models.load import decoder_start_id_of
 from flan_tune.models.loss import TargetLoss
 from flan_tune.models.lowering import lowering_of
 from flan_tune.models.probe import leak_probe, settle_attn_implementation
 from flan_tune.training import checkpoint
 from flan_tune.training.batches import BatchReader, Packs, derive_shape
 from flan_tune.training.engine import BatchShape, Engine
+from flan_tune.training.flops import num_elements
 from flan_tune.training.optim import create_optimizer
 from flan_tune.training.settings import BuildModel, TrainSettings
-from flan_tune.training.tally import Tally, num_elements
+from flan_tune.training.tally import Tally
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
@@ -61,12 +73,13 @@ def prepare(settings: TrainSettings, packs: Packs, build_model: BuildModel, engi
     """A run at step 0, checked as far as can be. Collective.
 
     Raises: StreamError if the batch does not divide or the packs do not suffice, before the model is built; RecipeError
-        if the model sees across segments.
+        if the packs are not of the model's layout, or it sees across segments.
     """
     group = engine.group
     shape = derive_shape(settings.global_batch_size, settings.per_device_train_batch_size, group.world_size)
     check_packs(settings, packs)
     families, family_of_task = _families(packs)
+    model = build_model(engine)
     reader = BatchReader(
         packs,
         shape,
@@ -76,8 +89,8 @@ def prepare(settings: TrainSettings, packs: Packs, build_model: BuildModel, engi
         settings.attention,
         settings.loss_normalization,
         family_of_task,
+        decoder=_decoder_shape(model, packs),
     )
-    model = build_model(engine)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
     module = TargetLoss(model, settings.z_loss)
@@ -104,6 +117,20 @@ def check_packs(settings: TrainSettings, packs: Packs) -> None:
         )
 
 
+def _decoder_shape(model: PreTrainedModel, packs: Packs) -> DecoderShape | None:
+    """What collate must know of an encoder-decoder; None for a decoder."""
+    max_target_length = packs.manifest.get("max_target_length")
+    has_encoder = is_encoder_decoder(model)
+    if has_encoder != (max_target_length is not None):
+        made_for, is_a = ("decoders", "an encoder-decoder") if has_encoder else ("encoder-decoders", "a decoder")
+        fix = "Give data.max_target_length" if has_encoder else "Leave data.max_target_length out"
+        raise RecipeError(
+            f"the packs are made for {made_for}, the model ({model.config.model_type}) is {is_a}. {fix} in the recipe "
+            "and prepare the packs again."
+        )
+    return DecoderShape(int(max_target_length), decoder_start_id_of(model)) if has_encoder else None
+
+
 def _families(packs: Packs) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     of_task = [str(task["family"]) for task in packs.manifest["tasks"]]
     names = tuple(sorted(set(of_task)))
@@ -122,12 +149,19 @@ def _optimizer(settings: TrainSettings, module: torch.nn.Module, is_partitioned:
     )
 
 
+def positions_of_pack(packs: Packs) -> list[int]:
+    """Positions of a row, padding included: [max_length], and of an encoder-decoder [encoder's, decoder's]."""
+    lengths = (packs.manifest["max_length"], packs.manifest.get("max_target_length"))
+    return [int(length) for length in lengths if length is not None]
+
+
 def batch_arithmetic(settings: TrainSettings, packs: Packs, shape: BatchShape, world_size: int) -> str:
     """One sentence with units: how a step is made of packs, and how many packs the run takes."""
-    length, size = int(packs.manifest["max_length"]), settings.global_batch_size
+    lengths, size = positions_of_pack(packs), settings.global_batch_size
+    sides = " + ".join(f"{length:,}" for length in lengths)
     return (
         f"a step = {size} packs = {world_size} processes x {shape.micro_batch_packs} packs at once x "
-        f"{shape.accumulation} micro-steps = {size * length:,} positions ({length:,} per pack); "
+        f"{shape.accumulation} micro-steps = {size * sum(lengths):,} positions ({sides} per pack); "
         f"{settings.max_steps} steps = {settings.max_steps * size} of {packs.num_packs} packs"
     )
 

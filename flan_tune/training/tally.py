@@ -1,4 +1,4 @@
-"""Sums since the last log line, and the line they become. MFU too, where the device's peak is known.
+"""Sums since the last log line, and the line they become. MFU too, where the device's peak is known (flops.py).
 
 Sums stay on the device and are added over ranks only when a line is written or a checkpoint is saved.
 """
@@ -9,21 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from flan_tune.training.process_group import ProcessGroup
 
-# Dense bf16 peaks in FLOP/s, without sparsity. Source: NVIDIA data sheets of each product.
-_PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "B200": 2250e12,
-}
-
-_LOSS, _TOKENS, _PAIRS, _FAMILIES = 0, 1, 2, 3
+_LOSS, _TOKENS, _FLOPS, _FAMILIES = 0, 1, 2, 3
 
 
 class StepSums:
@@ -65,11 +54,11 @@ class Tally:
     def __post_init__(self) -> None:
         self.vector = StepSums(len(self.families), self.group.device).vector
 
-    def count(self, tokens: int, pairs: float, targets: int, seconds: float, waited_seconds: float) -> None:
-        """Counts a step that ran, applied or not: `tokens` and `pairs` of this rank, `targets` of all."""
+    def count(self, tokens: int, flops: float, targets: int, seconds: float, waited_seconds: float) -> None:
+        """Counts a step that ran, applied or not: `tokens` and `flops` of this rank, `targets` of all."""
         self.steps += 1
         self.vector[_TOKENS] += tokens
-        self.vector[_PAIRS] += pairs
+        self.vector[_FLOPS] += flops
         self.targets += targets
         self.seconds += seconds
         self.waited_seconds += waited_seconds
@@ -95,10 +84,11 @@ class Tally:
         if self.group.is_main:
             self.vector = torch.tensor(state["vector"], dtype=torch.float64, device=self.group.device)
 
-    def line(self, positions: int, cost: FlopCost | None) -> dict[str, Any]:
+    def line(self, positions: int, peak_per_second: float | None) -> dict[str, Any]:
         """The metrics since the last line, the same on all ranks; then everything begins at zero. Collective.
 
-        positions: of one step, padding included. loss is the mean over all steps that were applied, in nats.
+        positions: of one step, padding included. peak_per_second: FLOPs of one device, None = unknown.
+        loss is the mean over all steps that were applied, in nats.
         """
         total = self.group.sum(self.vector).tolist()
         seconds = max(self.seconds, 1e-9)
@@ -112,9 +102,8 @@ class Tally:
             "seconds_per_step": self.seconds / max(self.steps, 1),
             "loss_by_family": self._loss_by_family(total[_FAMILIES:]),
         }
-        if cost is not None and cost.peak_per_second is not None:
-            flops = cost.of(total[_TOKENS], self.targets, total[_PAIRS])
-            line["mfu"] = flops / seconds / (cost.peak_per_second * self.group.world_size)
+        if peak_per_second is not None and total[_FLOPS]:
+            line["mfu"] = total[_FLOPS] / seconds / (peak_per_second * self.group.world_size)
         self.steps = self.denominator = self.targets = 0
         self.seconds = self.waited_seconds = 0.0
         self.vector = torch.zeros_like(self.vector)
@@ -123,54 +112,3 @@ class Tally:
     def _loss_by_family(self, sums: list[float]) -> dict[str, float]:
         losses, targets = sums[: len(self.families)], sums[len(self.families) :]
         return {n: loss / t for n, loss, t in zip(self.families, losses, targets, strict=True) if t}
-
-
-@dataclass(frozen=True)
-class FlopCost:
-    """What a token costs to train, forward and backward; recomputation is not work done, so it is not counted.
-
-    body: parameters each token passes, embeddings and head aside. head: parameters that only targets pass.
-    attention: FLOPs of one (query, key) pair over all layers. peak_per_second: of one device; None = unknown.
-    """
-
-    body: int
-    head: int
-    attention: float
-    peak_per_second: float | None
-
-    def of(self, tokens: float, targets: float, pairs: float) -> float:
-        """FLOPs of a batch: 6 per parameter and token (2 forward, 4 backward), and those of attention."""
-        return 6.0 * (self.body * tokens + self.head * targets) + self.attention * pairs
-
-
-def flop_cost(model: nn.Module, device: torch.device) -> FlopCost | None:
-    """The cost of a Hugging Face causal model, or None if its config does not say how wide its attention is."""
-    config: Any = model.config.get_text_config()
-    width = _attention_width(config)
-    if width is None:
-        return None
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    whole = sum(num_elements(p) for p in model.parameters())
-    outside = num_elements(embedding) + (0 if head is embedding else num_elements(head))
-    # A pair costs 2 x width for its score and 2 x width for its value, in the forward pass; three times that in all.
-    return FlopCost(whole - outside, num_elements(head), 12.0 * config.num_hidden_layers * width, _peak(device))
-
-
-def _attention_width(config: Any) -> int | None:
-    heads, hidden = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
-    if not heads or not hidden or not getattr(config, "num_hidden_layers", None):
-        return None
-    return int(heads * (getattr(config, "head_dim", None) or hidden // heads))
-
-
-def num_elements(parameter: nn.Parameter) -> int:
-    """Elements of the whole parameter, also where this rank holds a part of it (ZeRO-3)."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _peak(device: torch.device) -> float | None:
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    # "H100 PCIe" stands before "H100": the first name that fits is the one.
-    return next((peak for model, peak in _PEAK_FLOPS.items() if all(word in name for word in model.split())), None)
