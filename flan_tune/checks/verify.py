@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Bools = npt.NDArray[np.bool_]
 
 PACKS_OF_A_STEP = 4
+_LOOKED_AT = 32  # packs, for one with many segments
 CELLS = 36  # rows and columns of a drawn mask
 CROSS = "cross"  # the mask between two rows of tokens, as models/subject.py names it
 
@@ -94,13 +95,15 @@ class Verification:
         return {"passed": self.passed, "checks": [asdict(check) for check in self.checks], "audit": audit}
 
 
-def verify(recipe: Recipe, tokenizer: Tokenizer, packs: PackReader, pack_number: int = 0) -> Verification:
+def verify(recipe: Recipe, tokenizer: Tokenizer, packs: PackReader, pack_number: int | None = None) -> Verification:
     """Every check; a check that cannot run fails with the reason, and the others run all the same.
 
-    pack_number: of the pack that is audited and drawn, and of the first of those that are compared; the one with the
-        most segments is compared with its segments alone.
+    pack_number: of the pack that is audited and drawn, and of the first of those that are compared; None takes one with
+        many segments. The one with the most of them is compared with its segments alone.
     Raises: RecipeError if the model cannot be made; StreamError if there is no such pack.
     """
+    if pack_number is None:
+        pack_number = int(np.argmax(packs.num_segments[:_LOOKED_AT]))
     numbers = [
         pack_number,
         *((pack_number + n) % packs.num_packs for n in range(1, min(PACKS_OF_A_STEP, packs.num_packs))),

@@ -118,8 +118,8 @@ def verify(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     pack: Annotated[
-        int, typer.Option("--pack", min=0, help="The pack whose mask is drawn; it and the next 3 are compared.")
-    ] = 0,
+        int | None, typer.Option("--pack", min=0, help="The pack whose mask is drawn; it and the next 3 are compared.")
+    ] = None,
     packs: Annotated[str | None, typer.Option("--packs", help="Folder of the packs.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -23,7 +23,7 @@ _SHADES = " ░▒▓█"  # by the share of a cell's pairs that may meet
 _SHOWN_SEGMENTS = 12
 
 
-def verify_command(path: Path, overrides: Sequence[str], *, pack: int, packs: str | None, as_json: bool) -> int:
+def verify_command(path: Path, overrides: Sequence[str], *, pack: int | None, packs: str | None, as_json: bool) -> int:
     """Runs every check of a recipe and prints them; the exit code, 1 if one failed."""
     from flan_tune.checks.verify import verify
 
