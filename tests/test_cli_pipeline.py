@@ -280,6 +280,14 @@ def pipeline(folder: Path, text: str = "") -> Path:
     return path
 
 
+def test_evaluation_knows_the_cards_of_every_stage(tmp_path: Path) -> None:
+    path = pipeline(tmp_path, "evaluate: {suites: [tasks]}\n")
+    (tmp_path / "cards").mkdir()
+    edit(tmp_path / "recipe.yaml", "data:\n", f"data:\n  task_paths: [{tmp_path / 'cards'}]\n")
+    command = make_jobs(load_pipeline(path))[-1].command
+    assert command[command.index("--task-path") + 1] == str(tmp_path / "cards")
+
+
 def test_a_comment_in_a_mixture_makes_nothing_stale(tmp_path: Path) -> None:
     path = pipeline(tmp_path)
     before = make_jobs(load_pipeline(path))[0].content

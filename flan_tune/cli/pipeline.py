@@ -119,6 +119,8 @@ def _evaluate(pipeline: Pipeline, stage: Stage) -> list[str]:
             command += [f"--{name.replace('_', '-')}", str(options[name])]
     for other in pipeline.stages:
         command += ["--seen-by", str(other.path)]
+    for folder in dict.fromkeys(path for other in pipeline.stages for path in other.recipe.data.task_paths):
+        command += ["--task-path", str(folder)]
     return _flan_tune(*command, "--output", str(_evaluation(stage).parent))
 
 
