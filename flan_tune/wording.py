@@ -172,6 +172,11 @@ def _join(parts: list[str | Evaluate], source: str, where: str) -> Render:
 
 
 @lru_cache(maxsize=65536)
+def _compile_expression(source: str) -> Callable[..., Any]:
+    return _environment().compile_expression(source, undefined_to_none=False)
+
+
+@lru_cache(maxsize=65536)
 def compile_expression(source: str, where: str) -> Render:
     """A function from values to any value, for `=expression`; `source` comes without the sign.
 
@@ -179,7 +184,7 @@ def compile_expression(source: str, where: str) -> Render:
     ['a', 'b']
     """
     try:
-        expression = _environment().compile_expression(source, undefined_to_none=False)
+        expression = _compile_expression(source)
     except TemplateSyntaxError as error:
         raise CardError(f"{where}: {source!r} is not an expression: {_said(error.message)}.") from None
 

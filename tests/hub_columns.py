@@ -40,6 +40,9 @@ def columns_faults(task: Task, columns: Mapping[str, Type]) -> list[str]:
     """What `keep`, the adapter and `adapt` of a task read that rows with these columns do not have."""
     faults: list[str] = []
     scope = dict(columns)
+    if task.each is not None:
+        items, faults = _followed(task.each, scope, "each")
+        scope |= {"each": items[0] if isinstance(items, list) else None, "each_index": "int32"}
     if task.keep is not None:
         faults += _followed(task.keep, scope, "keep")[1]
     if task.adapter:

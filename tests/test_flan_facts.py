@@ -34,7 +34,6 @@ HUB_SPLITS: Mapping[str, Mapping[str, str]] = {
 }
 OTHER_SLICES = {
     ("sentiment140", "train"): "the hub's rows are sorted by label, TFDS's are not: the whole split",
-    ("quac", "train"): "a row is a dialog of several questions, of which there are 11,567: the whole split",
     ("drop", "test"): "the hub's validation split mixes the answers of several annotators: none",
 }
 OTHER_HUBS = {
@@ -50,7 +49,6 @@ OTHER_COUNTS = {
     "fix_punct": "the slice before the filter",
     "gigaword": "the card's `keep` leaves out rows with an unknown word, the count of the facts is without them too",
     "qrecc": "the facts count what the filter on turns leaves",
-    "quac": "a row is a dialog of several questions",
     "true_case": "the slice before the filter",
     "wmt16_translate_csen": "the hub's config has no CzEng",
     "wmt16_translate_ruen": "the hub's config has fewer corpora",

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import resource
+import shutil
+import tracemalloc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +75,23 @@ def test_lines_are_the_lines_that_are_not_blank(
                 lines[outside]
 
 
-def packed_rows(folder: Path, rows: int = 50) -> Any:
+def packed_file(folder: Path) -> Path:
     file = folder / "train.jsonl.gz"
-    file.write_bytes(gzip.compress(b"".join(b'{"n": %d}\n' % n for n in range(rows)), mtime=0))
-    return open_files([file])
+    file.write_bytes(gzip.compress(b"".join(b'{"n": %d}\n' % n for n in range(50)), mtime=0))
+    return file
+
+
+def packed_rows(folder: Path) -> Any:
+    return open_files([packed_file(folder)])
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
+    if file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+        return file
+    data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    file.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)
+    return file
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -82,7 +102,7 @@ def test_what_is_packed_is_unpacked_once(tmp_path: Path, cache: Path, monkeypatc
     first = packed_rows(tmp_path)
     assert [first[n]["n"] for n in range(50)] == list(range(50))
     assert len(files_in(cache)) == 2
-    monkeypatch.setattr(module, "_gunzip", lambda file: pytest.fail("unpacked again"))
+    monkeypatch.setattr(Lines, "_content", lambda *_: pytest.fail("unpacked again"))
     again = open_files([tmp_path / "train.jsonl.gz"])
     assert [row["n"] for row in again.scan(10, 20)] == list(range(10, 20))
 
@@ -91,6 +111,7 @@ def test_what_is_packed_is_unpacked_once(tmp_path: Path, cache: Path, monkeypatc
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_damaged_cache_is_made_again(tmp_path: Path, cache: Path, damage: bytes | None, which: int) -> None:
     len(packed_rows(tmp_path))
+    sizes = [path.stat().st_size for path in files_in(cache)]
     broken = files_in(cache)[which]
     if damage is None:
         broken.unlink()
@@ -100,8 +121,8 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, cache: Path, damage: byte
         broken.write_bytes(content)
     rows = open_files([tmp_path / "train.jsonl.gz"])
     assert [rows[n]["n"] for n in range(50)] == list(range(50))
-    len(packed_rows(tmp_path))
-    assert kept("lines", files_in(cache)[0].name) is not None
+    again = files_in(cache)
+    assert [path.stat().st_size for path in again] == sizes
 
 
 def test_damage_done_while_it_is_open_is_seen_line_by_line(tmp_path: Path, cache: Path) -> None:
@@ -116,6 +137,124 @@ def test_damage_done_while_it_is_open_is_seen_line_by_line(tmp_path: Path, cache
         file.seek(5)
         file.write(b"9")
     assert [row["n"] for row in open_files([tmp_path / "train.jsonl.gz"]).scan(0, 50)] == list(range(50))
+
+
+def test_an_index_of_zeros_is_not_believed(tmp_path: Path, cache: Path) -> None:
+    """As it may be after a power failure: an empty line would have the check 0."""
+    rows = packed_rows(tmp_path)
+    assert len(rows) == 50
+    index = next(path for path in files_in(cache) if not path.suffix)
+    content = index.read_bytes()
+    index.write_bytes(bytes(len(content) - 12) + content[-12:])
+    again = open_files([tmp_path / "train.jsonl.gz"])
+    assert [again[n]["n"] for n in range(50)] == list(range(50))
+    assert index.read_bytes() == content
+
+
+def test_what_another_process_has_made_again_is_taken(tmp_path: Path, cache: Path) -> None:
+    mine, other = (Lines([path], "key") for path in [packed_file(tmp_path)] * 2)
+    assert mine[3] == other[3]
+    shutil.rmtree(cache)
+    module._open.cache_clear()
+    assert other[3] == b'{"n": 3}'
+    made = {path: path.stat().st_ino for path in files_in(cache)}
+    assert mine[3] == b'{"n": 3}'
+    assert {path: path.stat().st_ino for path in files_in(cache)} == made
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz", "train.parquet"])
+def test_a_cache_that_is_deleted_while_it_is_read_is_made_again(tmp_path: Path, cache: Path, name: str) -> None:
+    wanted = [{"n": n} for n in range(50)]
+    rows = open_files([write_rows(tmp_path / name, wanted)])
+    assert rows[0] == wanted[0]
+    for scans in (False, True):
+        shutil.rmtree(cache)
+        module._open.cache_clear()  # as when many other files were read
+        assert (list(rows.scan(0, 50)) if scans else [rows[n] for n in range(50)]) == wanted
+        assert files_in(cache) or (scans and name.endswith("parquet"))  # which is read in order without it
+        rows[0]
+
+
+def test_a_source_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "train.jsonl", [{"n": n} for n in range(50)])
+    rows = open_files([file])
+    assert len(rows) == 50
+    write_rows(file, [{"n": n} for n in range(60)])
+    module._open.cache_clear()
+    with pytest.raises(
+        SourceError, match=r"train\.jsonl: it was changed while it was read\. Run the same command again\."
+    ):
+        [rows[n] for n in range(50)]
+    file.unlink()
+    module._open.cache_clear()
+    with pytest.raises(SourceError, match=r"train\.jsonl: cannot be read: .*No such file"):
+        list(rows.scan(0, 50))
+
+
+def test_a_line_that_is_changed_in_its_place_is_read_as_it_is_now(tmp_path: Path, cache: Path) -> None:
+    """In the middle of a large file, which a fingerprint does not see."""
+    padding = "x" * 3000
+    file = write_rows(tmp_path / "train.jsonl", [{"n": 1000 + n, "text": padding} for n in range(1000)])
+    len(open_files([file]))
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b'{"n": 1500, "text": "x', b'{"n": 1500 ,"text": "y'))
+    rows = open_files([file])
+    assert rows[500] == {"n": 1500, "text": "y" + padding[1:]}
+    assert [row["n"] for row in rows.scan(0, 1000)] == list(range(1000, 2000))
+
+
+def test_many_may_unpack_a_file_at_once(tmp_path: Path, cache: Path) -> None:
+    file = tmp_path / "train.jsonl.gz"
+    packed_rows(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: list(Lines([file], "key").scan()), range(16)))
+    assert all(one == found[0] and len(one) == 50 for one in found)
+    assert len(files_in(cache)) == 2
+
+
+def test_lines_take_no_memory(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_bytes(b"".join(b"%d\n" % n for n in range(50_000)))
+    len(Lines([file], "key"))
+    tracemalloc.start()
+    lines = Lines([file], "key")
+    assert lines[49_999] == b"49999"
+    assert tracemalloc.get_traced_memory()[1] < 20_000
+    tracemalloc.stop()
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow over some bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz", "train.parquet"])
+def test_a_disk_that_is_full_stops_nothing(tmp_path: Path, cache: Path, name: str) -> None:
+    wanted = [{"n": n} for n in range(50)]
+    rows = open_files([write_rows(tmp_path / name, wanted)])
+    with full_disk():
+        assert [rows[n] for n in range(50)] == wanted
+    assert files_in(cache) == []
+    assert list(rows.scan(0, 50)) == wanted
+
+
+def test_what_is_too_large_for_memory_has_to_have_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_UNPACKED_BYTES", 100)
+    rows = packed_rows(tmp_path)
+    with (
+        full_disk(),
+        pytest.raises(
+            SourceError,
+            match=rf"gz: it cannot be unpacked into the cache .*: .*large.* set {CACHE_VARIABLE} to a folder",
+        ),
+    ):
+        rows[0]
 
 
 def test_without_a_cache_everything_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +301,14 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     assert cache_folder() == tmp_path / "flan_tune"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "flan_tune"
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (CACHE_VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    keep("kind", "key", {"a": 1})
+    assert kept("kind", "key") is None
 
 
 # Parquet.
@@ -214,6 +361,14 @@ def test_rows_of_parquet_are_what_was_written(
         assert list(opened.scan(start, stop)) == wanted[start:stop]
         some = [{"text": row["text"], "score": row["score"]} for row in wanted]
         assert list(opened.scan(start, stop, ["score", "text", "none"])) == some[start:stop]
+
+
+def test_shards_may_have_their_columns_in_another_order(tmp_path: Path) -> None:
+    files = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    pq.write_table(pa.table({"a": ["1"], "b": [2]}), files[0])
+    pq.write_table(pa.table({"b": [4], "a": ["3"]}), files[1])
+    rows = ParquetRows(files)
+    assert [rows[0], rows[1]] == list(rows.scan(0, 2)) == [{"a": "1", "b": 2}, {"a": "3", "b": 4}]
 
 
 def test_a_group_that_is_damaged_is_named(tmp_path: Path) -> None:

@@ -78,6 +78,22 @@ def test_where_instances_lie_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(before) == 3
 
 
+def test_a_change_in_the_middle_of_a_large_file_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fingerprint does not see it; where instances lie is another thing then."""
+    monkeypatch.setenv("FLAN_TUNE_CACHE", str(tmp_path / "cache"))
+    instances = [{"id": str(n), "input": f"{n} " + "x" * 1000, "output": "y"} for n in range(3000)]
+    before = InstructionRows(write(tmp_path, Instances=instances))
+    assert len(before) == 3000
+    instances[1500:1502] = [{**instances[1500], "input": "short"}, {**instances[1501], "input": "y" * 2005}]
+    after = InstructionRows(write(tmp_path, Instances=instances))
+    assert after.fingerprint == before.fingerprint
+    assert [row["input"] for row in after] == [one["input"] for one in instances]
+    with pytest.raises(
+        SourceError, match=r"task\.json: instance 1501 is not where it was: .*has changed.* run the same"
+    ):
+        before[1501]
+
+
 def test_a_missing_task_file_is_named(data_root: Path) -> None:
     with pytest.raises(SourceError) as caught:
         open_natural_instructions("task999_nothing", data_root)

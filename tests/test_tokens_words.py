@@ -29,7 +29,7 @@ GPT_4O = (
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 pieces = st.sampled_from(
-    ["Ann", "'s", "'LL", "12345", " ", "  ", "\n", "\r\n", "\t", ".", "...", "é", "ſ", "日本", "e\u0301", "–"]
+    ["Ann", "'s", "'LL", "12345", " ", "  ", "\n", "\r\n", "\t", "\0", ".", "...", "é", "ſ", "日本", "e\u0301", "–"]
 )
 texts = st.lists(st.text(max_size=30) | st.lists(pieces, max_size=12).map("".join), max_size=6)
 
@@ -87,6 +87,13 @@ def test_a_text_that_spells_a_special_token_is_text() -> None:
     assert words is not None
     (ids,) = words.encode_batch(["<s>a</s>"])
     assert not {0, 1} & set(ids.tolist())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_text_that_holds_the_mark_of_a_first_word_is_read_as_it_is(name: str) -> None:
+    words, given_texts = OPENED[name], ["Ann \0Ann 's \0", "\0Ann Ann", "Ann"]
+    assert words is not None
+    assert [ids.tolist() for ids in words.encode_batch(given_texts)] == plain(KINDS[name], given_texts)
 
 
 def test_a_text_that_cannot_be_encoded_leaves_no_trace() -> None:

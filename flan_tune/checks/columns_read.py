@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from flan_tune.errors import RowError
-from flan_tune.tasks.adapters import ADAPTERS, Row
+from flan_tune.tasks.adapters import ADAPTERS, EACH, EACH_INDEX, Row
 from flan_tune.tasks.task import Task
 from flan_tune.wording import names_used
 
@@ -22,13 +22,16 @@ def columns_read(task: Task, *, surely: bool = False) -> set[str]:
     surely: without those that only a condition may ask for.
     """
     read, made = set[str](), set[str]()
-    values = {**task.adapt, **({"keep": f"={task.keep.removeprefix('=')}"} if task.keep else {})}
+    expressions = {"keep": task.keep, "each": task.each}
+    values = {**task.adapt, **{name: f"={one.removeprefix('=')}" for name, one in expressions.items() if one}}
     for name, value in values.items():
         for one in value if isinstance(value, list) else [value]:
             if not surely or not _CONDITION.search(one):
                 read |= _names_in(one) - made
         made.add(name)
-    return read
+    if not task.each:
+        return read
+    return read - {EACH, EACH_INDEX} if surely else {*read - {EACH}, EACH_INDEX}
 
 
 def missing_columns(task: Task, row: Row) -> list[str]:

@@ -24,7 +24,7 @@ from flan_tune.tasks.catalog import load_catalog
 # Raised whenever the code draws, renders, cuts or packs the same data otherwise: then packs made before are not what
 # today's code would make. The golden tests show when it has to be. 2: a task's rows come in the order of their epoch.
 # 3: the whole registry's wordings and presentations, cheaper permutations and span masks, bins by groups.
-# 4: a replaced row is shown by the presentation of its slot.
+# 4: a replaced row is shown by the presentation of its slot; long documents with CRLF are cut at their paragraphs.
 STREAM_VERSION = 4
 
 _OBJECTIVE = ("objective", "preset", "denoisers", "rates", "span_sampler", "mode_token")

@@ -26,18 +26,21 @@ CACHE_VARIABLE = "FLAN_TUNE_CACHE"
 
 Array = npt.NDArray[Any]
 
-_FORMAT = "1"  # raised when the meaning of what is kept changes
+_FORMAT = "2"  # raised when the meaning of what is kept changes
 _DIGEST_BYTES = 32
 _STALE_SECONDS = 24 * 3600.0
 
 
 def cache_folder() -> Path:
-    """The folder of the cache; it need not be there."""
+    """The folder of the cache; it need not be there. Where nobody knows a home, one in which nothing can be written."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "flan_tune"
+    if base:
+        return Path(base) / "flan_tune"
+    home = os.path.expanduser("~")
+    return Path(home if os.path.isabs(home) else os.devnull) / ".cache" / "flan_tune"
 
 
 def cache_key(*parts: Any) -> str:
@@ -70,7 +73,7 @@ def staged(path: Path) -> Iterator[Path]:
 def _remove_stale(folder: Path) -> None:
     """Removes what killed processes left half written, but nothing that another may be writing now."""
     for path in folder.glob(".*.tmp"):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 path.unlink()
 

@@ -27,7 +27,7 @@ FOLDER = "natural-instructions"
 I64 = npt.NDArray[np.int64]
 
 _KIND = "instances"
-_WORTH_KEEPING = 2000  # numbers; where fewer instances lie is found again in no time
+_WORTH_KEEPING = 50  # instances; where fewer lie is found again in no time
 _MARK = re.compile(r"[ \t\n\r]*([,:{}\[\]])[ \t\n\r]*")
 _decode = json.JSONDecoder().raw_decode
 
@@ -38,22 +38,19 @@ class InstructionRows:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.fingerprint = files_fingerprint([path])
+        self._file = FileBytes(path)
 
     @cached_property
     def _index(self) -> tuple[dict[str, Any], I64]:
-        key = cache_key(self.fingerprint)
+        key = cache_key(self.fingerprint, self._path.stat().st_mtime_ns)  # a change in the middle moves the places
         found = kept(_KIND, key)
         if found is not None:
             return found[0], found[1][0]
         data, places = _read(self._path)
         shared = _shared(data)
-        if len(places) >= _WORTH_KEEPING:
+        if len(places) >= 2 * _WORTH_KEEPING:
             keep(_KIND, key, shared, [places])
         return shared, places
-
-    @cached_property
-    def _file(self) -> FileBytes:
-        return FileBytes(self._path)
 
     def __len__(self) -> int:
         return len(self._index[1]) // 2
@@ -63,7 +60,13 @@ class InstructionRows:
             raise IndexError(number)
         shared, places = self._index
         begin, end = places[2 * number : 2 * number + 2].tolist()
-        instance = json.loads(self._file.read(begin, end))
+        try:
+            instance = json.loads(self._file.read(begin, end))
+        except (OSError, ValueError) as error:
+            raise SourceError(
+                f"{self._path}: instance {number} is not where it was: {error}. If the file was changed while it was "
+                "read, run the same command again."
+            ) from None
         missing = [key for key in ("input", "output") if not isinstance(instance, dict) or key not in instance]
         if missing:
             raise RowError("missing field", f"{self._path}: instance {number} lacks {missing}")

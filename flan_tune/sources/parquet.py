@@ -1,7 +1,8 @@
 """Rows of parquet files by number. They lie there in compressed groups, so that none of them can be read alone.
 
 They are unpacked once, into the cache, as lines of JSON: then a row is read and parsed in a few microseconds, and
-memory stays flat. Only where a column holds what JSON cannot (times, bytes), rows are read by the group.
+memory stays flat. The price is their size on disk, once more and not compressed. Only where a column holds what JSON
+cannot (times, bytes), or the cache cannot be written, rows are read by the group.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any
 
 from flan_tune.errors import SourceError
 from flan_tune.sources.fingerprint import files_fingerprint
-from flan_tune.sources.lines import Lines
+from flan_tune.sources.lines import Lines, NoCacheError
 
 Row = Mapping[str, Any]
 
 _ROWS_AT_ONCE = 1024
+_BYTES_AT_ONCE = 1 << 24
+_BUFFER_BYTES = 1 << 20  # of each column; without it a whole group is read before its first row comes
 _GROUPS_IN_MEMORY = 4
 
 
@@ -45,7 +48,10 @@ class ParquetRows:
     @cached_property
     def _rows(self) -> Lines | _Groups:
         if all(_is_plain(field.type) for field in self._schema):
-            return Lines(self._files, self.fingerprint, _as_lines)
+            lines = Lines(self._files, self.fingerprint, _as_lines)
+            with suppress(NoCacheError):
+                len(lines)  # which unpacks them
+                return lines
         return _Groups(self._files, self._group_rows)
 
     def __len__(self) -> int:
@@ -100,7 +106,7 @@ def _read_metadata(file: Path) -> Any:
 def _same_schema(files: Sequence[Path], metadata: Sequence[Any]) -> Any:
     schemas = [one.schema.to_arrow_schema().remove_metadata() for one in metadata]
     for file, schema in zip(files, schemas, strict=True):
-        if not schema.equals(schemas[0]):
+        if {field.name: field.type for field in schema} != {field.name: field.type for field in schemas[0]}:
             columns, others = (", ".join(f"{field.name} {field.type}" for field in one) for one in (schemas[0], schema))
             raise SourceError(
                 f"{files[0]}: its shards have different columns: {columns}; but {file.name} has {others}. "
@@ -133,8 +139,16 @@ def _as_lines(file: Path) -> Iterator[bytes]:
 def _batches(file: Path, groups: range, columns: list[str] | None) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    with _told_if_damaged(file), pq.ParquetFile(file) as opened:
-        yield from opened.iter_batches(_ROWS_AT_ONCE, row_groups=list(groups), columns=columns)
+    with _told_if_damaged(file), pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as opened:
+        rows = _rows_at_once(opened.metadata)
+        yield from opened.iter_batches(rows, row_groups=list(groups), columns=columns)
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """As many rows as take some MiB, unpacked."""
+    size: int = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    rows: int = metadata.num_rows
+    return max(min(_ROWS_AT_ONCE, _BYTES_AT_ONCE * rows // max(size, 1)), 1)
 
 
 @contextmanager

@@ -20,14 +20,14 @@ import numpy.typing as npt
 from flan_tune.errors import RowError
 from flan_tune.sources.cache import cache_key, keep, kept
 from flan_tune.tasks import adapters, shapes
-from flan_tune.tasks.adapters import compile_adapt, compile_keep
+from flan_tune.tasks.adapters import EACH, EACH_INDEX, compile_adapt, compile_keep
 from flan_tune.tasks.task import Task
 from flan_tune.wording import code_hash, names_used
 
 I64 = npt.NDArray[np.int64]
 
 _KIND = "usable"
-_WORTH_KEEPING = 1000  # rows; fewer are judged again in no time
+_WORTH_KEEPING = 50  # rows; fewer are judged again in no time
 
 
 class Readable(Protocol):
@@ -95,7 +95,7 @@ def judge(task: Task, rows: Readable) -> Verdicts:
 
 def _card_parts(task: Task) -> list[Any]:
     shape = task.shape
-    return [shape.name, shape.required, shape.optional, list(task.adapt.items()), task.adapter, task.keep]
+    return [shape.name, shape.required, shape.optional, list(task.adapt.items()), task.adapter, task.keep, task.each]
 
 
 @lru_cache(maxsize=1)
@@ -127,11 +127,12 @@ def columns_read(task: Task, columns: Collection[str] | None) -> set[str] | None
     """Those of `columns` that a card reads; None if that cannot be told, or a name is none of them."""
     if columns is None or task.adapter or not task.adapt or "pick" in columns:
         return None
-    sources = [*task.adapt.values(), *([task.keep] if task.keep else [])]
-    names = frozenset[str]().union(*map(_names_in, sources))
-    if not names <= {*columns, *task.adapt}:
+    expressions = [f"={one.removeprefix('=')}" for one in (task.keep, task.each) if one]
+    names = frozenset[str]().union(*map(_names_in, [*task.adapt.values(), *expressions]))
+    made = {*task.adapt, EACH} if task.each else {*task.adapt}
+    if not names <= {*columns, *made}:
         return None  # the message about it is to name all columns
-    return {name for name in columns if name in names} or None
+    return {name for name in columns if name in names or (task.each and name == EACH_INDEX)} or None
 
 
 def _names_in(value: Any) -> frozenset[str]:

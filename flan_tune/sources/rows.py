@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flan_tune.errors import SourceError, did_you_mean
+from flan_tune.sources.each import EachRows
 from flan_tune.sources.hub import open_hub
 from flan_tune.sources.mirror import list_splits, open_files, open_mirror
 from flan_tune.sources.natural_instructions import open_natural_instructions, task_file
@@ -99,7 +100,9 @@ def open_source_split(task: Task, name: str, data_root: Path | None) -> Rows:
     else:
         rows = _open_beside(task, name)
     column = _TEXT_ALONE.fullmatch(str(task.adapt.get("answer"))) if task.shape.name == "document" else None
-    return TextPieces(rows, column=column["name"]) if column else rows
+    if column:
+        return TextPieces(rows, column=column["name"])
+    return EachRows(rows, task) if task.each else rows
 
 
 def _told_how_to_get(task: Task, open_it: Callable[[], Documents]) -> Documents:

@@ -9,7 +9,7 @@ A row here is a piece: documents are cut at paragraph ends into pieces of at mos
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,12 +25,15 @@ PIECE_CHARACTERS = 32_768
 
 I64 = npt.NDArray[np.int64]
 
+_MARKS = (("\n\n", "\n\r\n"), ("\n",), (" ",))
 _KIND = "pieces"
-_WORTH_KEEPING = 1000  # documents
+_WORTH_KEEPING = 50  # documents
 
 
 def cut_pieces(text: str, limit: int = PIECE_CHARACTERS) -> list[int]:
     """Where each piece of `text` ends. Pieces end after a blank line, else a line, else a space, else at the limit.
+
+    Lines may end with "\\r\\n" as well.
 
     >>> cut_pieces("one\\n\\ntwo three", limit=9)
     [5, 14]
@@ -39,15 +42,15 @@ def cut_pieces(text: str, limit: int = PIECE_CHARACTERS) -> list[int]:
     start = 0
     while len(text) - start > limit:
         window = text[start : start + limit]
-        for mark in ("\n\n", "\n", " "):
-            place = window.rfind(mark)
-            if place > 0:
-                start += place + len(mark)
-                break
-        else:
-            start += limit
+        start += next((end for marks in _MARKS if (end := _last_end(window, marks))), limit)
         ends.append(start)
     return [*ends, len(text)] if len(text) > start or not ends else ends
+
+
+def _last_end(window: str, marks: Sequence[str]) -> int:
+    """Where the last of the marks ends; 0 if there is none. One that `window` begins with is none."""
+    places = ((window.rfind(mark, 1), mark) for mark in marks)
+    return max((place + len(mark) for place, mark in places if place > 0), default=0)
 
 
 class Documents(Protocol):

@@ -1,8 +1,9 @@
 """From a row to the fields of a shape: a card's `adapt` mapping, compiled, and the few adapters that need code.
 
 `adapt` values: text with `{{ }}` gives text; a value that begins with `=` is one expression and may give a list;
-a list is a list of texts. They see the row's columns and the fields adapted before them. A named adapter runs
-first and adds columns of its own; the list of adapters is closed.
+a list is a list of texts. They see the row's columns and the fields adapted before them. Where a card has `each`, they
+see the item as `each` and its place in the list, from 0, as `each_index`. A named adapter runs first and adds columns
+of its own; the list of adapters is closed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
+
+EACH, EACH_INDEX = "each", "each_index"
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
@@ -62,12 +65,13 @@ def compile_adapt(task: Task) -> Callable[[Row], Fields]:
     It raises RowError for a row that breaks the contract and CardError for a name the rows do not have.
     A task without `adapt` (procedural) gets its rows as they are.
     """
+    with_item = _compile_item(task)
     prepare = ADAPTERS[task.adapter] if task.adapter else None
     renders = {name: _compile_value(value, f"{task.where}: adapt.{name}") for name, value in task.adapt.items()}
     named = [name for name in renders if name in task.shape.fields]  # a `prompted` task has names of its own besides
 
     def adapt(row: Row) -> Fields:
-        values = dict(row)
+        values = with_item(row)
         if prepare is not None:
             values.update(_prepared(prepare, row, task.where))
         for name, render in renders.items():
@@ -84,7 +88,43 @@ def compile_keep(task: Task) -> Callable[[Row], bool]:
     if task.keep is None:
         return lambda row: True
     render = compile_expression(task.keep.removeprefix("=").strip(), f"{task.where}: keep")
-    return lambda row: bool(render(row))
+    if task.each is None:
+        return lambda row: bool(render(row))
+    with_item = _compile_item(task)
+    return lambda row: bool(render(with_item(row)))
+
+
+def compile_each(task: Task) -> Callable[[Row], list[Any]]:
+    """The items of a row, by the card's `each`; a card without it has one item for each row.
+
+    It raises RowError for a row of which it gives no list.
+    """
+    if task.each is None:
+        return lambda row: [None]
+    render = compile_expression(task.each.removeprefix("=").strip(), f"{task.where}: each")
+
+    def items(row: Row) -> list[Any]:
+        found = render(row)
+        if not isinstance(found, list):
+            raise RowError("unreadable value", f"{task.where}: each gives {found!r:.80}, where a list is wanted")
+        return found
+
+    return items
+
+
+def _compile_item(task: Task) -> Callable[[Row], dict[str, Any]]:
+    """The values of a row, with its item where the card has `each`: that of its `each_index`, the first without one."""
+    if task.each is None:
+        return dict
+    items = compile_each(task)
+
+    def with_item(row: Row) -> dict[str, Any]:
+        found, place = items(row), row.get(EACH_INDEX, 0)
+        if place not in range(len(found)):
+            raise RowError("missing element", f"{task.where}: each gives {len(found)} items, none is at {place!r}")
+        return {**row, EACH: found[place], EACH_INDEX: place}
+
+    return with_item
 
 
 def _prepared(prepare: Callable[[Row], Mapping[str, Any]], row: Row, where: str) -> Mapping[str, Any]:

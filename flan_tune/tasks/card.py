@@ -9,7 +9,7 @@
         answer: "Yes"
 
 A task of the shape `prompted` carries its wording: `prompt: {input: ..., target: ...}` gives the fields `prompt` and
-`answer`; its `adapt` may name values of any name for them to use.
+`answer`; its `adapt` may name values of any name for them to use. `each` makes several rows of one (sources/each.py).
 
 All faults of a file are collected and told at once. How a row is turned into fields is in adapters.py.
 """
@@ -29,13 +29,14 @@ from flan_tune.tasks.task import FAMILIES, SOURCE_KINDS, Source, Task
 
 _CARD_KEYS = ("family", "defaults", "tasks", "check", "index")
 _TASK_KEYS = (
-    "name published_name shape source adapt adapter prompt keep splits rows templates category languages tags held_out "
-    "notes"
+    "name published_name shape source adapt adapter prompt keep each splits rows templates category languages tags "
+    "held_out notes"
 ).split()
 _SOURCE_KEYS = ("config", "revision", "license", "get")
 _PROMPT_KEYS = ("input", "target")
 _SLICED = re.compile(r"[^\[\]]+(\[-?\d*:-?\d*\])?")
-_TEXT_KEYS = ("published_name", "adapter", "keep", "category", "notes")
+_TEXT_KEYS = ("published_name", "adapter", "keep", "each", "category", "notes")
+_WITH_EACH = ("hub", "data_root", "file")
 _NAME = re.compile(r"[a-z0-9_]+")
 
 
@@ -124,6 +125,8 @@ def _build_task(family: str, merged: Mapping[str, Any], lines: _Lines) -> Task |
     }
     if shape is None or source is None:
         return None
+    if text["each"] is not None and (source.kind not in _WITH_EACH or shape.name == "document"):
+        lines.add(f"`each` is for rows of {list(_WITH_EACH)}, and not for documents.", "each")
     return Task(
         name=str(name),
         family=family,
@@ -133,6 +136,7 @@ def _build_task(family: str, merged: Mapping[str, Any], lines: _Lines) -> Task |
         category=text["category"] or "",
         adapter=text["adapter"],
         keep=text["keep"],
+        each=text["each"],
         splits=splits,
         flan2021=flan2021,
         reserve=reserve,

@@ -39,6 +39,7 @@ class Task:
 
     splits: our name -> the source's name, which may carry a slice ('train[:-200]'); empty means the names are the same.
     flan2021: the same for the slices of Flan 2021, where they differ; opened as the split 'flan2021.train' and so on.
+    each: gives a list of a row, which is a row for each item of it, `each` (sources/each.py); `rows` counts items.
     reserve: that many last rows of the train split are its validation split instead.
     tags: words to select tasks by (`tag:xlingual_test`).
     rows: rows per split before filtering, so that rates can be computed without opening sources.
@@ -54,6 +55,7 @@ class Task:
     adapt: Mapping[str, Any] = field(default_factory=dict)
     adapter: str | None = None
     keep: str | None = None
+    each: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
     flan2021: Mapping[str, str] = field(default_factory=dict)
     reserve: int = 0

@@ -41,6 +41,7 @@ _RANGES = (
     (0x2190, 0x2200),
 )
 _LEFT_OUT = "\u017f"  # the long s, which ignoring case makes an s
+_FIRST = "\0"  # marks the first word of a text; a text that holds it is left to the tokenizer
 _SPACES = "\t\n\x0b\x0c\r \x85\xa0\u2028\u2029\u202f\u205f"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -203,17 +204,17 @@ def _by_spaces(words: Words) -> Words:
 
     def split(text: str) -> list[str]:
         parts = text.split(" ")
-        parts[0] = f"\0{parts[0]}"  # before the first there is no space
+        parts[0] = f"{_FIRST}{parts[0]}"  # before the first there is no space
         return parts
 
     def is_plain(text: str) -> bool:
-        return _has_short_words(text) and words.is_plain(text)
+        return _has_short_words(text) and _FIRST not in text and words.is_plain(text)
 
     def encode_parts(parts: Sequence[str]) -> list[Ids]:
-        return words.encode_batch([part[1:] if part.startswith("\0") else f" {part}" for part in parts])
+        return words.encode_batch([part[1:] if part.startswith(_FIRST) else f" {part}" for part in parts])
 
     def ends_in_a_space(part: str) -> bool:
-        return part in ("", "\0") or part.endswith(tuple(_SPACES))
+        return part in ("", _FIRST) or part.endswith(tuple(_SPACES))
 
     return Words(split, is_plain, words.encode_batch, encode_parts, spoils=ends_in_a_space)
 
