@@ -77,8 +77,7 @@ class Words:
 
     split: gives the words of a text. is_plain: whether a text's ids are those of its words.
     encode: gives the ids of texts. encode_words: those of words, where they are not texts of their own.
-    is_all_words: a text is left to `encode` if its words are not all there is in it. spoils: so it is if it has a word
-    of which this is true.
+    is_all_words: a text is left to `encode` if its words are not all there is in it.
     """
 
     def __init__(
@@ -89,14 +88,12 @@ class Words:
         encode_words: Callable[[Sequence[str]], list[Ids]] | None = None,
         *,
         is_all_words: bool = False,
-        spoils: Callable[[str], bool] | None = None,
     ) -> None:
         self.is_plain = is_plain
         self.encode = encode
         self._split = split
         self._encode_words = encode_words or encode
         self._is_all_words = is_all_words
-        self._spoils = spoils
         self.forget()
 
     def forget(self) -> None:
@@ -106,7 +103,6 @@ class Words:
         self._lengths = np.zeros(0, dtype=np.int64)  # ids of each word
         self._starts = np.zeros(0, dtype=np.int64)
         self._widths = np.zeros(0, dtype=np.int64)  # characters of each word
-        self._spoiling = np.zeros(0, dtype=bool)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text, without any special token."""
@@ -133,12 +129,7 @@ class Words:
         ids = self._ids[np.repeat(self._starts[number] - after + lengths, lengths) + np.arange(lengths.sum())]
         last_word = np.cumsum(np.fromiter(map(len, words), dtype=np.int64, count=len(words)))
         ends = np.concatenate([[0], after])[last_word].tolist()
-        found = [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        if self._spoils is not None:
-            spoilt = np.unique(last_word.searchsorted(np.flatnonzero(self._spoiling[number]), "right")).tolist()
-            for place, its in zip(spoilt, self.encode([texts[place] for place in spoilt]), strict=True):
-                found[place] = its
-        return found
+        return [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def _learn(self, words: list[str]) -> None:
         try:
@@ -151,8 +142,6 @@ class Words:
         self._ids = np.concatenate([self._ids, *encoded])
         self._lengths = np.concatenate([self._lengths, lengths])
         self._widths = np.concatenate([self._widths, np.fromiter(map(len, words), dtype=np.int64)])
-        if self._spoils is not None:
-            self._spoiling = np.concatenate([self._spoiling, np.fromiter(map(self._spoils, words), dtype=bool)])
         words.clear()
 
 
@@ -200,10 +189,11 @@ def words_of_bytes(rust: Any) -> Words | None:
 
 
 def _by_spaces(words: Words) -> Words:
-    """Several words at once, from one space to the next: each of these begins a word, if it does not follow another."""
+    """Several words at once, from one space to the next that something other than a space follows: there a word begins,
+    and of the spaces before it none goes on."""
 
     def split(text: str) -> list[str]:
-        parts = text.split(" ")
+        parts = _before_words().split(text) if _space_after_space().search(text) else text.split(" ")
         parts[0] = f"{_FIRST}{parts[0]}"  # before the first there is no space
         return parts
 
@@ -213,10 +203,17 @@ def _by_spaces(words: Words) -> Words:
     def encode_parts(parts: Sequence[str]) -> list[Ids]:
         return words.encode_batch([part[1:] if part.startswith(_FIRST) else f" {part}" for part in parts])
 
-    def ends_in_a_space(part: str) -> bool:
-        return part in ("", _FIRST) or part.endswith(tuple(_SPACES))
+    return Words(split, is_plain, words.encode_batch, encode_parts)
 
-    return Words(split, is_plain, words.encode_batch, encode_parts, spoils=ends_in_a_space)
+
+@lru_cache(maxsize=1)
+def _before_words() -> re.Pattern[str]:
+    return re.compile(f" (?=[^{_ranges(_SPACES)}])")
+
+
+@lru_cache(maxsize=1)
+def _space_after_space() -> re.Pattern[str]:
+    return re.compile(f"[{_ranges(_SPACES)}] ")
 
 
 def _has_short_words(text: str) -> bool:
