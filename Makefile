@@ -43,7 +43,10 @@ demo: setup
 	$(BIN)/flan-tune run recipes/quickstart/pipeline.yaml
 
 bench: setup
-	@for script in benchmarks/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/*.py; do echo "== $$script"; \
+	  if [ -z "$$FLAN_TUNE_DATA" ] && grep -q 'FLAN_TUNE_DATA=<data root>' $$script; then \
+	    echo "left out: it reads real data, and FLAN_TUNE_DATA is not set"; \
+	  else OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; fi; done
 
 # Rewrites the golden texts and orders; say why in CHANGELOG.md, section Data.
 golden: setup

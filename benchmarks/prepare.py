@@ -2,7 +2,7 @@
 
 20,000 chain-of-thought examples of the mirror at 2,048 tokens, in one process. TRL is given our rendered texts; it
 tokenises them in one batched `map` and packs them with "bfd". With --peer-python it is that of another environment,
-otherwise a plain copy of its packing (trl_peer.py). Seconds are of processor time, but for two processes.
+otherwise a plain copy of its packing (peers/trl_bfd.py). Seconds are of processor time, but for two processes.
 
     FLAN_TUNE_DATA=<data root> python benchmarks/prepare.py [--peer-python PYTHON] [--rounds 3]
 """
@@ -36,7 +36,7 @@ TASKS = "cot_gsm8k, cot_qasc, flan_cot_gsm8k, flan_cot_creak, flan_cot_ecqa, fla
 EXAMPLES, WINDOW, LENGTH, VOCABULARY = 20_000, 10_000, 2048, 32_000
 PUBLISHED = {"zero-shot": 2_100, "five-shot": 1_200}  # seqio 0.0.20, prefix-LM, on two cores of the same kind
 PRESENTATIONS = {"zero-shot": "cot", "five-shot": "cot_few_shot"}
-PEER = Path(__file__).parent / "trl_peer.py"
+PEER = Path(__file__).parent / "peers" / "trl_bfd.py"
 
 
 def settings_of(folder: Path, shown: str, tokenizer: str, packs: str = "packs", **changes: Any) -> PackSettings:

@@ -3,7 +3,7 @@
 One batched `datasets.map` tokenises, then `trl.pack_dataset(strategy="bfd")` packs. Where TRL is not installed a plain
 copy of its packing takes its place: best-fit-decreasing within each batch of 1,000 rows.
 
-    python benchmarks/trl_peer.py TEXTS.json TOKENIZER_FOLDER LENGTH ROUNDS
+    python benchmarks/peers/trl_bfd.py TEXTS.json TOKENIZER_FOLDER LENGTH ROUNDS
 """
 
 from __future__ import annotations
