@@ -117,7 +117,7 @@ class Presenter:
         names, of_names = self._shares[whole]
         if not names:
             raise RowError("no presentation", f"task {self.name!r} supports none of {sorted(shares)}")
-        return names[self._draws("presentation", epoch, row).weighted(of_names)]
+        return names[self._draws("presentation", epoch, row).weighted(of_names)] if len(names) > 1 else names[0]
 
     def example(self, row: int, epoch: int, presentation: str, shots: int | None = None, template: str = "") -> Example:
         """Row `row` shown by `presentation`. `shots` and `template` (an id) replace the draws.
