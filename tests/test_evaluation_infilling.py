@@ -133,6 +133,18 @@ def test_every_passage_is_asked_in_twelve_ways() -> None:
     assert questions["infilling_1x1"][0].starts != questions["infilling_1x1"][1].starts
 
 
+@given(st.integers(25, 140), st.integers(25, 140))
+def test_short_passages_are_asked_in_all_ways_that_fit_the_shortest(one: int, other: int) -> None:
+    asked = set(infilling_questions([passage(one, 1), passage(other, 2)]))
+    for count in BLANK_COUNTS:
+        for length in SPAN_LENGTHS:
+            if f"infilling_{count}x{length}" in asked:
+                place_blanks(passage(min(one, other)), count, length)
+            else:
+                with pytest.raises(ScoreError, match="Take longer passages"):
+                    place_blanks(passage(min(one, other)), count, length)
+
+
 # ---- how they are asked for
 
 

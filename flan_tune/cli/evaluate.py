@@ -15,6 +15,7 @@ from flan_tune.errors import CardError, RecipeError, SourceError, did_you_mean
 from flan_tune.evaluation.infilling_table import infilling_table
 from flan_tune.evaluation.results import join_suites, merge_results
 from flan_tune.evaluation.suites.gsm8k import gsm8k_suite
+from flan_tune.evaluation.suites.infilling import PASSAGE_TOKENS
 from flan_tune.evaluation.suites.mmlu import mmlu_suite
 from flan_tune.evaluation.suites.own_tasks import SPLITS, OwnTask, own_tasks_suite
 from flan_tune.evaluation.suites.own_tasks import SUITE as OWN_TASKS
@@ -47,13 +48,14 @@ def evaluate_command(
     mode_token: str | None = None,
     task_paths: Sequence[str] = (),
     corpus: str = "text:wikipedia_en",
+    passage_tokens: int = PASSAGE_TOKENS,
     compare: Sequence[str] = (),
 ) -> None:
     """Writes results.json and samples.jsonl into `output` and prints the scores.
 
     mode_token: as FlanTuneLM takes it. task_paths: folders with a user's own cards, which the suite 'tasks' asks.
-    corpus: where the suite 'infilling' has its text from. compare: further models that it asks for the same spans;
-    what they do is written into comparison.json.
+    corpus: where the suite 'infilling' has its text from, in passages of `passage_tokens` tokens. compare: further
+    models that it asks for the same spans; what they do is written into comparison.json.
     """
     for name in suites:
         if name not in SUITES:
@@ -64,7 +66,9 @@ def evaluate_command(
         raise RecipeError("the suite 'tasks' asks the cards of --task-path FOLDER: give both, or neither.")
     folder = output or _beside(model)
     # Wrong input is found before torch is loaded.
-    infilling = open_infilling(corpus, rows, data_root, folder / INFILLING) if INFILLING in suites else None
+    infilling = (
+        open_infilling(corpus, rows, passage_tokens, data_root, folder / INFILLING) if INFILLING in suites else None
+    )
     built = [_suite(name, rows, shots, seen_by, data_root, task_paths) for name in suites if name != INFILLING]
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1" if Path(model).exists() else "0")

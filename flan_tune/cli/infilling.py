@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from flan_tune.errors import RecipeError, ScoreError
 from flan_tune.evaluation.infilling import Infilling, compare_infilling, measure_infilling
 from flan_tune.evaluation.suites.infilling import (
-    PASSAGE_TOKENS,
     SPLIT,
     Documents,
+    Passage,
     draw_passages,
     infilling_questions,
     same_passages,
@@ -27,22 +27,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InfillingJob:
-    """So many passages of the validation split of `corpus`, asked of one model or several. Samples go to `folder`."""
+    """So many passages of `passage_tokens` tokens of the validation split of `corpus`, asked of one model or several.
+
+    Samples go to `folder`.
+    """
 
     corpus: str
     documents: Documents
     passages: int
+    passage_tokens: int
     folder: Path
 
     def measure(self, lm: FlanTuneLM) -> Infilling:
         """One model."""
-        questions = infilling_questions(draw_passages(self.documents, lm.tokens, self.passages))
+        questions = infilling_questions(self._passages(lm))
         return measure_infilling(lm, questions, self.folder / "samples.jsonl", _say)
 
     def about(self, found: Infilling) -> dict[str, Any]:
         """What results.json says beside the tasks."""
-        asked = {"corpus": self.corpus, "split": SPLIT, "passages": self.passages, "passage_tokens": PASSAGE_TOKENS}
-        return {**asked, "causal_text": found.result["causal_text"]}
+        asked = {"corpus": self.corpus, "split": SPLIT, "passages": self.passages}
+        return {**asked, "passage_tokens": self.passage_tokens, "causal_text": found.result["causal_text"]}
 
     def compare(self, base: Infilling, base_lm: FlanTuneLM, others: Mapping[str, str]) -> dict[str, Any]:
         """{"models": {name: result}, "differences": {name: against the base}} of others, name -> model.
@@ -51,12 +55,12 @@ class InfillingJob:
         """
         from flan_tune.evaluation.lm import FlanTuneLM
 
-        passages = draw_passages(self.documents, base_lm.tokens, self.passages)
+        passages = self._passages(base_lm)
         results: dict[str, Any] = {}
         differences: dict[str, Any] = {}
         for name, model in others.items():
             lm = FlanTuneLM.from_folder(model, batch_size=base_lm.batch_size)
-            if not same_passages(passages, draw_passages(self.documents, lm.tokens, self.passages)):
+            if not same_passages(passages, self._passages(lm)):
                 raise ScoreError(
                     f"{model}: its tokenizer splits text otherwise than that of {base_lm.description['path']}, so the "
                     "spans would be others. Compare models of one tokenizer; added tokens do not matter."
@@ -66,13 +70,18 @@ class InfillingJob:
             results[name], differences[name] = dict(found.result), compare_infilling(base, found)
         return {"models": results, "differences": differences}
 
+    def _passages(self, lm: FlanTuneLM) -> list[Passage]:
+        return draw_passages(self.documents, lm.tokens, self.passages, length=self.passage_tokens)
 
-def open_infilling(corpus: str, passages: int, data_root: str | None, folder: Path) -> InfillingJob:
+
+def open_infilling(
+    corpus: str, passages: int, passage_tokens: int, data_root: str | None, folder: Path
+) -> InfillingJob:
     """Opens the documents. Raises: RecipeError or SourceError if there are none."""
     if not corpus.startswith("text:"):
         raise RecipeError(f"--corpus is {corpus!r}; it is text:NAME, for the documents in <data root>/text/NAME.")
     (task,) = load_catalog().select(corpus)
-    return InfillingJob(corpus, open_rows(task, SPLIT, find_data_root(data_root)), passages, folder)
+    return InfillingJob(corpus, open_rows(task, SPLIT, find_data_root(data_root)), passages, passage_tokens, folder)
 
 
 def names_of(models: Sequence[str]) -> dict[str, str]:

@@ -247,6 +247,9 @@ def evaluate(
     corpus: Annotated[
         str, typer.Option("--corpus", help="Documents for infilling: text:NAME in the data root.")
     ] = "text:wikipedia_en",
+    passage_tokens: Annotated[
+        int, typer.Option("--passage-tokens", min=25, help="Length of the passages (infilling).")
+    ] = 192,
     compare: Annotated[
         list[str] | None, typer.Option("--compare", help="Another model, asked for the same spans (infilling).")
     ] = None,
@@ -269,6 +272,7 @@ def evaluate(
         mode_token=mode_token,
         task_paths=[str(p) for p in task_path or []],
         corpus=corpus,
+        passage_tokens=passage_tokens,
         compare=compare or [],
         data_root=data_root,
         output=output,

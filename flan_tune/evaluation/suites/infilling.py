@@ -3,8 +3,9 @@
     passage     192 tokens in a row, out of a document drawn by key; each from another document
     question    the passage with 1 or 3 blanks of L tokens each, L = 1, 2, 4, 8, 16 or 32, placed by key
 
-Every passage is asked in all twelve ways. What is drawn depends on the documents, the tokenizer's ids and the seed, not
-on the model: a model and one that was trained on from it, with sentinels added, are asked for the same spans.
+Every passage is asked in all twelve ways; where passages are short, in those that fit. What is drawn depends on the
+documents, the tokenizer's ids and the seed, not on the model: a model and one that was trained on from it, with
+sentinels added, are asked for the same spans.
 U-PaLM shows infilling by examples only (arXiv:2210.11399, section 4.1); this measure is ours.
 """
 
@@ -107,13 +108,22 @@ def draw_passages(
     return passages
 
 
+def least_passage(count: int, length: int) -> int:
+    """Tokens of the shortest passage that `count` blanks of `length` tokens leave enough of.
+
+    >>> least_passage(1, 1), least_passage(3, 32)
+    (25, 128)
+    """
+    return count * length + _CLEAN_LEFT + (count - 1) * _CLEAN_BETWEEN + _CLEAN_RIGHT
+
+
 def place_blanks(passage: Passage, count: int, length: int, *, seed: int = 0) -> Question:
     """`passage` with `count` blanks of `length` tokens, all ways to place them equally likely.
 
     At least 16 tokens are shown before the first blank, 4 between two, 8 behind the last.
     Raises: ScoreError if the passage is too short for that.
     """
-    taken = count * length + _CLEAN_LEFT + (count - 1) * _CLEAN_BETWEEN + _CLEAN_RIGHT
+    taken = least_passage(count, length)
     free = len(passage.ids) - taken
     if free < 0:
         raise ScoreError(
@@ -128,11 +138,16 @@ def place_blanks(passage: Passage, count: int, length: int, *, seed: int = 0) ->
 
 
 def infilling_questions(passages: Sequence[Passage], *, seed: int = 0) -> dict[str, list[Question]]:
-    """Task name -> its questions, one a passage, in the order of `passages`: 'infilling_1x4' asks for 1 span of 4."""
+    """Task name -> its questions, one a passage, in the order of `passages`: 'infilling_1x4' asks for 1 span of 4.
+
+    Blanks for which one of the passages is too short are not asked for.
+    """
+    shortest = min(len(one.ids) for one in passages)
     return {
         f"infilling_{count}x{length}": [place_blanks(one, count, length, seed=seed) for one in passages]
         for count in BLANK_COUNTS
         for length in SPAN_LENGTHS
+        if least_passage(count, length) <= shortest
     }
 
 
