@@ -49,9 +49,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_numbers(
     assert f"Use global_batch_size {near}" in message
 
 
-def reader(
-    per_device: int, accumulation: int, attention: str = "causal", encoder_decoder: bool = False
-) -> BatchReader:
+def reader(per_device: int, accumulation: int, attention: str = "causal", encoder_decoder: bool = False) -> BatchReader:
     packs = TinyPacks(16, encoder_decoder)
     families = [FAMILIES.index(task["family"]) for task in packs.manifest["tasks"]]
     decoder = DecoderShape(packs.manifest["max_target_length"], start_id=0) if encoder_decoder else None
