@@ -219,6 +219,11 @@ def names_used(source: str) -> frozenset[str]:
     return frozenset(meta.find_undeclared_variables(_environment().parse(source))) - {"pick"}
 
 
+def names_read(value: str) -> frozenset[str]:
+    """The names that a value of a card reads: a text template, or an expression with `=` before it."""
+    return names_used("{{ " + value[1:] + " }}" if value.startswith("=") else value)
+
+
 @lru_cache(maxsize=1)
 def code_hash() -> str:
     """A hash over the code that texts and expressions are evaluated by: with it changes what they give."""

@@ -10,8 +10,8 @@ from small_packs import small_settings
 
 from flan_tune.packing import judging as module
 from flan_tune.packing.compile import open_stream
-from flan_tune.packing.judging import judge_rows
 from flan_tune.packing.settings import PackSettings
+from flan_tune.packing.stream import open_mixture, stream_fingerprint
 from flan_tune.sources import row_filter
 from flan_tune.sources.cache import CACHE_VARIABLE
 
@@ -46,6 +46,13 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackSettings:
     return small_settings(tmp_path, mixture=str(tmp_path / "sums.yaml"), task_paths=(str(cards),), special_tokens=None)
 
 
+def judged(settings: PackSettings, num_proc: int, shard: tuple[int, int]) -> None:
+    """As `prepare` has it done, with the parts of the fingerprint as they are now."""
+    mixture, root = open_mixture(settings)
+    parts = stream_fingerprint(mixture, data_root=root, task_paths=settings.task_paths)
+    module.judge_rows(settings, parts, num_proc, shard, print)
+
+
 def forbid_judging(monkeypatch: pytest.MonkeyPatch) -> None:
     def judged_again(*_: object) -> None:
         raise AssertionError("rows were judged again")
@@ -57,18 +64,18 @@ def forbid_judging(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_judged_is_not_judged_again(
     settings: PackSettings, monkeypatch: pytest.MonkeyPatch, shard: tuple[int, int]
 ) -> None:
-    judge_rows(settings, 1, shard, print)
+    judged(settings, 1, shard)
     forbid_judging(monkeypatch)
     sizes = {entry.task.name: len(entry.presenter.rows) for entry in open_stream(settings).entries}
     assert sizes == dict.fromkeys(NAMES, 80)
-    judge_rows(settings, 1, shard, print)
+    judged(settings, 1, shard)
 
 
 def test_other_rows_are_judged(settings: PackSettings) -> None:
-    judge_rows(settings, 1, (0, 1), print)
+    judged(settings, 1, (0, 1))
     rows = Path(settings.task_paths[0]) / "sums_a.jsonl"
     rows.write_text(rows.read_text().replace('"number": 4}', '"number": 3}'))
-    judge_rows(settings, 1, (0, 1), print)
+    judged(settings, 1, (0, 1))
     entries = {entry.task.name: entry for entry in open_stream(settings).entries}
     assert len(entries["sums_a"].presenter.rows) == 79
 
@@ -79,7 +86,7 @@ def test_other_processes_take_part_when_it_takes_long(
 ) -> None:
     monkeypatch.setattr(module, "_ALONE_SECONDS", 0.0)
     monkeypatch.setattr(module, "_WORD_SECONDS", 0.0)
-    judge_rows(settings, 2, (0, 1), print)
+    judged(settings, 2, (0, 1))
     *_, last = capsys.readouterr().out.splitlines()
     assert last == "looking at all rows once: 5 of 5 tasks, 400 rows can be used so far"
     forbid_judging(monkeypatch)
@@ -93,5 +100,5 @@ def test_where_nothing_can_be_kept_it_is_left_to_the_opening(
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
     with monkeypatch.context() as patch:
         forbid_judging(patch)
-        judge_rows(settings, 1, (0, 1), print)
+        judged(settings, 1, (0, 1))
     assert len(open_stream(settings).entries) == len(NAMES)

@@ -11,7 +11,7 @@ from jinja2 import TemplateSyntaxError
 from flan_tune.errors import RowError
 from flan_tune.tasks.adapters import ADAPTERS, EACH, EACH_INDEX, Row
 from flan_tune.tasks.task import Task
-from flan_tune.wording import names_used
+from flan_tune.wording import names_read
 
 _CONDITION = re.compile(r"\b(if|or|and|defined|default)\b")
 
@@ -65,7 +65,7 @@ def through_adapter(task: Task, row: Row) -> tuple[set[str], set[str]]:
 
 def _names_in(value: str) -> frozenset[str]:
     try:
-        return names_used(f"{{{{ {value[1:]} }}}}" if value.startswith("=") else value)
+        return names_read(value)
     except TemplateSyntaxError:  # compiling it says so
         return frozenset()
 

@@ -14,7 +14,6 @@ from flan_tune.checks.preflight import check_recipe, is_missing_folder, pack_set
 from flan_tune.cli.progress import show_progress
 from flan_tune.errors import EXIT_WRONG_INPUT, RecipeError
 from flan_tune.packing.compile import open_stream
-from flan_tune.packing.judging import judge_rows
 from flan_tune.packing.losses import in_words
 from flan_tune.packing.prepare import prepare
 from flan_tune.packing.settings import PackSettings
@@ -47,15 +46,12 @@ def prepare_command(path: Path, overrides: Sequence[str], *, packs: str | None, 
     started = time.monotonic()
     recipe = check_recipe(path, overrides).require()
     settings = pack_settings(recipe, packs)
-    judging = (settings, how["num_proc"] or 1, how["shard"])
     if as_json:
-        judge_rows(*judging, _silent)
         ensure_tokenizer(recipe, settings, _silent)
         manifest = prepare(settings, **how)
         print(json.dumps(_json_line(settings, manifest, time.monotonic() - started)))
         return
     with show_progress() as progress:
-        judge_rows(*judging, progress.say)
         ensure_tokenizer(recipe, settings, progress.say)
         manifest = prepare(settings, **how, progress=progress, say=progress.say)
     if manifest is not None:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flan_tune.errors import RecipeError
-from flan_tune.mixtures.mixture import load_mixture
 from flan_tune.objectives.mixture_of_denoisers import PRESETS, Denoiser, MixtureOfDenoisers
 from flan_tune.objectives.segment import Segment
 from flan_tune.packing.bins import Bins, pack_bins, pack_bins_2d
@@ -27,20 +26,15 @@ from flan_tune.packing.losses import plain_counts
 from flan_tune.packing.segments import Causal, Cuts, Denoising, Encoded, Encoder, Objective, SegmentCounts, Supervised
 from flan_tune.packing.settings import PackSettings
 from flan_tune.packing.store import Pack, count_targets, write_shard
-from flan_tune.packing.stream import ExampleStream, StreamCounts
+from flan_tune.packing.stream import ExampleStream, StreamCounts, open_mixture
 from flan_tune.packing.work import Summary, Work
-from flan_tune.prompts.present import PRESENTATIONS
 from flan_tune.rng import key, permutation
-from flan_tune.sources.rows import find_data_root
-from flan_tune.tasks.catalog import load_catalog
 from flan_tune.tokens.tokenizer import Tokenizer, load_tokenizer
 
 
 def open_stream(settings: PackSettings) -> ExampleStream:
     """The stream of examples that `settings` describe."""
-    catalog = load_catalog(settings.task_paths)
-    mixture = load_mixture(settings.mixture, catalog, PRESENTATIONS)
-    root = find_data_root(settings.data_root)
+    mixture, root = open_mixture(settings)
     return ExampleStream(mixture, seed=settings.data_seed, data_root=root, task_paths=settings.task_paths)
 
 

@@ -12,14 +12,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from flan_tune.mixtures.mixture import load_mixture
 from flan_tune.packing.settings import PackSettings
 from flan_tune.packing.store import STORE_FORMAT, read_vouched
-from flan_tune.packing.stream import stream_fingerprint
-from flan_tune.prompts.present import PRESENTATIONS
-from flan_tune.sources.rows import find_data_root
+from flan_tune.packing.stream import open_mixture, stream_fingerprint
 from flan_tune.tasks import adapters
-from flan_tune.tasks.catalog import load_catalog
 
 # Raised whenever the code draws, renders, cuts or packs the same data otherwise: then packs made before are not what
 # today's code would make. The golden tests show when it has to be. 2: a task's rows come in the order of their epoch.
@@ -36,9 +32,7 @@ def fingerprint_parts(settings: PackSettings, tokenizer_fingerprint: str) -> dic
 
     Raises: what loading the mixture or finding a source raises.
     """
-    catalog = load_catalog(settings.task_paths)
-    mixture = load_mixture(settings.mixture, catalog, PRESENTATIONS)
-    root = find_data_root(settings.data_root)
+    mixture, root = open_mixture(settings)
     return {
         **stream_fingerprint(mixture, data_root=root, task_paths=settings.task_paths),
         "adapter code": hashlib.sha256(inspect.getsource(adapters).encode()).hexdigest(),

@@ -8,18 +8,15 @@ cached it is left to the opening itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from flan_tune.errors import FlanTuneError
-from flan_tune.mixtures.mixture import load_mixture
 from flan_tune.packing.settings import PackSettings
-from flan_tune.packing.stream import stream_fingerprint
+from flan_tune.packing.stream import open_mixture
 from flan_tune.packing.work import Summary, in_processes
-from flan_tune.prompts.present import PRESENTATIONS
 from flan_tune.sources.cache import cache_key, keep, kept
-from flan_tune.sources.rows import find_data_root, open_task
-from flan_tune.tasks.catalog import load_catalog
+from flan_tune.sources.rows import open_task
 
 _KIND = "judged"
 _ALONE_SECONDS = 5.0  # other processes need about half of that to begin
@@ -31,16 +28,8 @@ class _Judging:
     """Judges the rows of a mixture's tasks by their number."""
 
     def __init__(self, settings: PackSettings) -> None:
-        self._settings = settings
-        self._mixture = load_mixture(settings.mixture, load_catalog(settings.task_paths), PRESENTATIONS)
-        self._root = find_data_root(settings.data_root)
+        self._mixture, self._root = open_mixture(settings)
         self.tasks = self._mixture.tasks()
-
-    @property
-    def key(self) -> str:
-        """Of what the verdicts depend on."""
-        parts = stream_fingerprint(self._mixture, data_root=self._root, task_paths=self._settings.task_paths)
-        return cache_key(self._mixture.split, parts["sources"], parts["cards"])
 
     def __call__(self, number: int) -> Summary:
         try:
@@ -49,19 +38,25 @@ class _Judging:
             return {"rows": 0}  # is told when the mixture is opened, with all others
 
 
-def judge_rows(settings: PackSettings, num_proc: int, shard: tuple[int, int], say: Callable[[str], None]) -> None:
+def judge_rows(
+    settings: PackSettings,
+    parts: Mapping[str, str],
+    num_proc: int,
+    shard: tuple[int, int],
+    say: Callable[[str], None],
+) -> None:
     """Judges all rows of the mixture, unless that was done before.
 
+    parts: of the fingerprint; "sources" and "cards" say what the verdicts depend on.
     num_proc: processes; others than this one begin only if it takes longer than a few seconds.
     shard: (i, n) begins at another task for each i: array jobs that start together find each other's verdicts.
     say: called with a line now and then.
-    Raises: SourceError as opening the stream would.
     """
-    judging = _Judging(settings)
-    key = judging.key
+    key = cache_key(parts["sources"], parts["cards"])
     keep(_KIND, probe := cache_key("probe"), {})
     if kept(_KIND, key) is not None or kept(_KIND, probe) is None:
         return
+    judging = _Judging(settings)
     index, count = shard
     first = len(judging.tasks) * index // count
     numbers = [*range(first, len(judging.tasks)), *range(first)]

@@ -23,6 +23,7 @@ from typing import Any
 from flan_tune.errors import StreamError
 from flan_tune.packing.compile import Compiler, compile_window, make_objective, open_tokenizer, open_work
 from flan_tune.packing.fingerprint import changed_parts, fingerprint_parts, join_parts, read_parts
+from flan_tune.packing.judging import judge_rows
 from flan_tune.packing.losses import failure_lines
 from flan_tune.packing.manifest import check_same, read_manifest, seal
 from flan_tune.packing.settings import PackSettings
@@ -85,6 +86,7 @@ def prepare(
     is_complete = bool(sealed) and sealed["packs"] >= settings.num_packs and folder.holds(sealed)
     if is_complete and not repair:
         return {**sealed, "seconds": round(time.monotonic() - started, 2)}
+    judge_rows(settings, parts, num_proc or 1, shard, say)
     compiler = Compiler(settings)  # before the folder is marked: data that is not there yet changes the fingerprint
     _mark(directory, {"fingerprint": fingerprint, "parts": parts})
     folder.compile(compiler, engine, num_proc)

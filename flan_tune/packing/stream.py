@@ -19,14 +19,16 @@ from pathlib import Path
 import numpy as np
 
 from flan_tune.errors import RowError, SourceError, StreamError
-from flan_tune.mixtures.mixture import Member, Mixture, examples_share
+from flan_tune.mixtures.mixture import Member, Mixture, examples_share, load_mixture
 from flan_tune.mixtures.schedule import Schedule
 from flan_tune.packing.losses import in_words
-from flan_tune.prompts.present import Example, Presenter
+from flan_tune.packing.settings import PackSettings
+from flan_tune.prompts.present import PRESENTATIONS, Example, Presenter
 from flan_tune.prompts.styles import styles_fingerprint
 from flan_tune.prompts.template import load_templates
 from flan_tune.rng import Draws, key
-from flan_tune.sources.rows import TaskRows, open_rows, open_task
+from flan_tune.sources.rows import TaskRows, find_data_root, open_rows, open_task
+from flan_tune.tasks.catalog import load_catalog
 from flan_tune.tasks.task import Task
 
 _ATTEMPTS = 32  # rows that are tried with the presentation of a slot, and as many with one of their own
@@ -51,6 +53,12 @@ class StreamCounts:
 
     def replace(self, task: str, reason: str) -> None:
         self.replaced.setdefault(task, Counter())[reason] += 1
+
+
+def open_mixture(settings: PackSettings) -> tuple[Mixture, Path | None]:
+    """The mixture that `settings` name, and the data root of its rows."""
+    mixture = load_mixture(settings.mixture, load_catalog(settings.task_paths), PRESENTATIONS)
+    return mixture, find_data_root(settings.data_root)
 
 
 class ExampleStream:

@@ -23,7 +23,7 @@ from flan_tune.sources.cache import cache_key, keep, kept
 from flan_tune.sources.text import Documents
 from flan_tune.tasks.adapters import EACH_INDEX, compile_each
 from flan_tune.tasks.task import Task
-from flan_tune.wording import code_hash, names_used
+from flan_tune.wording import code_hash, names_read
 
 Row = Mapping[str, Any]
 
@@ -69,7 +69,7 @@ class EachRows:
         """The columns to read where `columns` are wanted: those that `each` reads too."""
         if columns is None or self.columns is None:
             return None
-        names = names_used("{{ " + self._each.removeprefix("=") + " }}")
+        names = names_read(f"={self._each.removeprefix('=')}")
         return {*columns, *names} if names <= {*self.columns} else None  # the message about it is to name all columns
 
     def __len__(self) -> int:

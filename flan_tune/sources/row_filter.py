@@ -22,7 +22,7 @@ from flan_tune.sources.cache import cache_key, keep, kept
 from flan_tune.tasks import adapters, shapes
 from flan_tune.tasks.adapters import EACH, EACH_INDEX, compile_adapt, compile_keep
 from flan_tune.tasks.task import Task
-from flan_tune.wording import code_hash, names_used
+from flan_tune.wording import code_hash, names_read
 
 I64 = npt.NDArray[np.int64]
 
@@ -138,4 +138,4 @@ def columns_read(task: Task, columns: Collection[str] | None) -> set[str] | None
 def _names_in(value: Any) -> frozenset[str]:
     if isinstance(value, list):
         return frozenset[str]().union(*map(_names_in, value))
-    return names_used("{{ " + value[1:] + " }}" if value.startswith("=") else value)
+    return names_read(value)

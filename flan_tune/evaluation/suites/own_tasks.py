@@ -60,16 +60,7 @@ def _new_items(task: OwnTask, n: int, seen_content: AbstractSet[int], seed: int)
             removed += 1
             continue
         taken.add(rendered.content_key)
-        items.append(
-            Item(
-                f"{task.name}/{row}",
-                task.name,
-                rendered.inputs,
-                rendered.targets,
-                rendered.options,
-                rendered.references,
-            )
-        )
+        items.append(rendered.item(task.name, row))
     if not items:
         raise ScoreError(
             f"task {task.name!r}: none of the {task.rows} rows of split {task.split!r} is new. Keep rows back from "

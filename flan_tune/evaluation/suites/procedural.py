@@ -36,6 +36,10 @@ class RenderedRow:
     content_key: int
     references: list[str] | None = None
 
+    def item(self, task: str, row: int) -> Item:
+        """The question, as row `row` of a task."""
+        return Item(f"{task}/{row}", task, self.inputs, self.targets, self.options, self.references)
+
 
 Render = Callable[[str, int], RenderedRow]
 
@@ -86,9 +90,7 @@ def _new_items(
         if rendered.content_key in seen_content or rendered.content_key in taken:
             continue
         taken.add(rendered.content_key)
-        items.append(
-            Item(f"{task}/{row}", task, rendered.inputs, rendered.targets, rendered.options, rendered.references)
-        )
+        items.append(rendered.item(task, row))
         if len(items) == n:
             return items, row + 1 - n
     raise ScoreError(
