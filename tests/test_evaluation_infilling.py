@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from flan_tune.evaluation.infilling import (
     NATS,
     NO_MODE,
     Infilling,
+    _end_ids,
     compare_infilling,
     mean_and_error,
     measure_infilling,
@@ -290,7 +292,9 @@ def measured(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     return found
 
 
-def test_likelihood_is_that_of_the_spans_alone(folders: dict[str, Path], measured: dict[str, Infilling]) -> None:
+def test_likelihood_is_that_of_the_spans_given_their_length(
+    folders: dict[str, Path], measured: dict[str, Infilling]
+) -> None:
     """Against one forward of each question, nothing padded, the mask written out."""
     for name, form in (("base", "left"), ("ul2r", "sentinels [NLU]"), ("ul2r", "left [S2S]")):
         lm = FlanTuneLM.from_folder(folders[name], device="cpu")
@@ -312,7 +316,17 @@ def slow_nats(lm: FlanTuneLM, prompt: list[int], answer: list[int], start: int, 
         allowed[:first, :first] = True
     with torch.no_grad():
         logits = lm.model(torch.tensor([ids]), attention_mask=allowed[None, None], use_cache=False).logits[0]
+    tokens = lm.tokens
+    logits[:, [tokens.eos_id, *tokens.sentinel_ids, *tokens.mode_ids.values()]] = -torch.inf
     return -sum(float(logits.log_softmax(-1)[first + t - 1, answer[t]]) for t in range(start, stop))
+
+
+def test_words_that_serve_as_sentinels_stay_words_where_a_passage_has_them(tokenizer: Tokenizer) -> None:
+    passages = draw_passages(DOCUMENTS, tokenizer, 2, length=64)
+    questions = [place_blanks(one, 1, 4) for one in passages]
+    word, other = int(passages[0].ids[3]), max(int(one.ids.max()) for one in passages) + 1
+    names = SimpleNamespace(eos_id=2, sentinel_ids=(word, other), mode_ids={"[NLU]": other + 1})
+    assert _end_ids(names, questions) == [2, other, other + 1]
 
 
 def test_results_are_plain_and_join_with_other_suites(measured: dict[str, Infilling]) -> None:
@@ -348,17 +362,18 @@ def test_causal_text_is_scored_for_both(folders: dict[str, Path], measured: dict
 
 
 class Oracle:
-    """Stands for `generate`: says what it was told for a prompt, as far as it is let."""
+    """Stands for `generate`: says what it was told for a prompt, as far as it is let, and what it is given."""
 
     def __init__(self, sayings: dict[tuple[int, ...], list[int]]) -> None:
         self.sayings = sayings
 
-    def __call__(self, model, prompts, *, max_new_tokens, stop=None, **options) -> list[list[int]]:
+    def __call__(self, model, prompts, *, max_new_tokens, stop=None, guide=None, **options) -> list[list[int]]:
         outputs = []
         for prompt in prompts:
             said: list[int] = []
             for token in self.sayings[tuple(prompt)][:max_new_tokens]:
-                said.append(token)
+                given = guide(said) if guide else None
+                said.append(token if given is None else given)
                 if stop is not None and stop(said):
                     break
             outputs.append(said)
@@ -384,6 +399,27 @@ def test_a_model_that_knows_is_right_and_one_that_knows_half_is_half_right(
         assert values[EXACT] == pytest.approx([wanted, wanted]), form
     assert found.result["tasks"]["infilling_3x4"]["score"] == 100
     assert found.result["tasks"]["infilling_3x4"]["forms"]["left"]["unread"] == 0
+    assert found.result["tasks"]["infilling_3x4"]["unread"] == 0
+
+
+def test_sentinels_are_given_and_those_not_said_unasked_are_counted(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = FlanTuneLM.from_folder(folders["ul2r"], device="cpu")
+    questions = [place_blanks(one, 3, 4) for one in draw_passages(DOCUMENTS, lm.tokens, 2, length=64)]
+    first = lm.tokens.sentinel_ids[0]
+    sayings = {}
+    for form in forms_of(lm.tokens, 3, 64, 512):
+        for question in questions:
+            for ask in asks(form, question, lm.tokens):
+                # One sentinel of three is said; what is said after each place of a sentinel is right.
+                said = [token if token not in lm.tokens.sentinel_ids[1:] else 5 for token in ask.answer]
+                sayings[tuple(ask.prompt)] = said * 3
+                assert form.view != "sentinels" or said[0] == first
+    monkeypatch.setattr("flan_tune.models.generate.generate", Oracle(sayings))
+    found = measure_infilling(lm, {"infilling_3x4": questions}, tmp_path / "samples.jsonl", lambda line: None)
+    of_form = found.result["tasks"]["infilling_3x4"]["forms"]["sentinels [NLU]"]
+    assert (of_form[EXACT], of_form["unread"]) == (100, 2 * len(questions))
 
 
 def test_a_model_with_too_few_positions_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:

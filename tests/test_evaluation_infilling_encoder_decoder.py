@@ -37,6 +37,8 @@ def slow_nats(lm: FlanTuneLM, ask: Ask) -> float:
     """One row, by T5's own forward."""
     with torch.no_grad():
         logits = lm.model(input_ids=torch.tensor([ask.prompt]), labels=torch.tensor([ask.answer])).logits[0]
+    tokens = lm.tokens
+    logits[:, [tokens.eos_id, *tokens.sentinel_ids, *tokens.mode_ids.values()]] = -torch.inf
     return -sum(float(logits.log_softmax(-1)[t, ask.answer[t]]) for t in range(ask.start, ask.stop))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from test_models_attention import CONFIGS, MISTRAL, VOCAB, attentions, backends, batch_of, families, model_of
@@ -10,7 +11,7 @@ from flan_tune.errors import FlanTuneError, RecipeError
 from flan_tune.models import generate as generate_module
 from flan_tune.models.decoding import left_padded
 from flan_tune.models.forward import attn_implementation_of, full_logits
-from flan_tune.models.generate import generate, score
+from flan_tune.models.generate import generate, score, token_log_likelihoods
 from flan_tune.models.load import create_model
 
 EOS = 2
@@ -147,6 +148,39 @@ def test_score_equals_the_full_forward(family: str, attention: str):
         assert is_greedy == all(int(one.argmax()) == token for one, token in zip(logits, rest, strict=True))
     assert results[0][1]
     assert results[2] == (0.0, True)
+    by_token = token_log_likelihoods(model, PROMPTS, continuations, attention=attention, batch_size=3)
+    assert [len(one) for one in by_token] == [len(rest) for rest in continuations]
+    assert [float(one.sum()) for one in by_token] == pytest.approx([total for total, _ in results], rel=1e-4, abs=1e-5)
+
+
+@families
+@attentions
+def test_excluded_tokens_take_no_part(family: str, attention: str):
+    model = model_of(family)
+    excluded, rest = [1, 3], [4, 5, 2]
+    [found] = token_log_likelihoods(model, PROMPTS[:1], [rest], attention=attention, excluded_ids=excluded)
+    for i, token in enumerate(rest):
+        logits = last_logits(model, PROMPTS[0], rest[:i], attention).clone()
+        logits[excluded] = -torch.inf
+        assert found[i] == pytest.approx(float(logits.log_softmax(-1)[token]), rel=1e-4, abs=1e-5)
+    [inside] = token_log_likelihoods(model, PROMPTS[:1], [[4, 3]], attention=attention, excluded_ids=excluded)
+    assert np.isfinite(inside[0])
+    assert inside[1] == -np.inf
+    free = run(model, attention, max_new_tokens=6)
+    banned = sorted({token for said in free for token in said})
+    kept = run(model, attention, max_new_tokens=6, excluded_ids=banned)
+    assert not {token for said in kept for token in said} & set(banned)
+
+
+@attentions
+def test_what_the_guide_gives_is_taken_and_read(attention: str):
+    """The model goes on from what it was given, as if it had said it."""
+    model = model_of("llama")
+    given = run(model, attention, max_new_tokens=4, guide=lambda said: 7 if len(said) == 1 else None)
+    for prompt, said in zip(PROMPTS, given, strict=True):
+        assert said[1:2] == [7] or len(said) < 2
+        for i in range(2, len(said)):
+            assert said[i] == int(last_logits(model, prompt, said[:i], attention).argmax())
 
 
 def test_what_cannot_be_generated_is_refused():

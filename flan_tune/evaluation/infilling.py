@@ -6,7 +6,9 @@ Which spans is said in suites/infilling.py, how they are asked for in infilling_
     f1                overlap of the tokens said and those taken out, as bags
     nats_per_token    negative log-likelihood of the spans, given what stands before them
 
-Answers are greedy and read up to the length of the span: so every form is told the length. Besides, the same passages
+Answers are greedy. Every form is told how long the span is: until then, what ends an answer (sentinels, mode tokens,
+EOS) is not among the tokens to choose from, and behind a span the next sentinel is given. Sentinels that a model says
+unasked are counted in answers of their own (`unread`). Besides, the same passages
 are scored as plain causal text, to see what denoising costs there; not by an encoder-decoder, which gives no likelihood
 of a text alone. Its encoder reads what is shown, and its decoder answers.
 """
@@ -59,10 +61,12 @@ class Infilling:
 
 
 class _Answer(NamedTuple):
-    """What was said for the blanks of a question (None: nothing could be read), and how unlikely the truth is."""
+    """What was said for the blanks of a question, how unlikely the truth is, and how many blanks are not answered if
+    nothing is given."""
 
-    said: list[list[int] | None]
+    said: list[list[int]]
     nats: float  # per token, over all blanks
+    unread: int
 
 
 def measure_infilling(
@@ -114,31 +118,51 @@ def _forms(lm: FlanTuneLM, groups: Sequence[Sequence[Question]]) -> list[Form]:
 
 def _answer(lm: FlanTuneLM, form: Form, questions: Sequence[Question]) -> list[_Answer]:
     asked = [asks(form, question, lm.tokens, encoder_decoder=lm.is_encoder_decoder) for question in questions]
-    say = _say_sentinels if form.view == "sentinels" else _say
-    return [_Answer(*both) for both in zip(say(lm, asked, questions[0].length), _nats(lm, asked), strict=True)]
+    ends, length = _end_ids(lm.tokens, questions), questions[0].length
+    if form.view == "sentinels":
+        said, unread = _say_sentinels(lm, asked, length, ends), _unread(lm, asked)
+    else:
+        said, unread = _say(lm, asked, length, ends), [0] * len(asked)
+    return [_Answer(*one) for one in zip(said, _nats(lm, asked, ends), unread, strict=True)]
 
 
-def _say(lm: FlanTuneLM, asked: Sequence[list[Ask]], length: int) -> list[list[list[int] | None]]:
-    outputs = iter(_generate(lm, [ask.prompt for group in asked for ask in group], length))
+def _end_ids(tokenizer: Tokenizer, questions: Sequence[Question]) -> list[int]:
+    """What can end a span. Sentinels that are words of the passages too (U-PaLM's) can be meant as words."""
+    words = {token for question in questions for token in question.passage.ids.tolist()}
+    return sorted({tokenizer.eos_id, *tokenizer.sentinel_ids, *tokenizer.mode_ids.values()} - words)
+
+
+def _say(lm: FlanTuneLM, asked: Sequence[list[Ask]], length: int, ends: list[int]) -> list[list[list[int]]]:
+    outputs = iter(_generate(lm, [ask.prompt for group in asked for ask in group], length, excluded_ids=ends))
     return [[next(outputs) for _ in group] for group in asked]
 
 
-def _say_sentinels(lm: FlanTuneLM, asked: Sequence[list[Ask]], length: int) -> list[list[list[int] | None]]:
+def _say_sentinels(lm: FlanTuneLM, asked: Sequence[list[Ask]], length: int, ends: list[int]) -> list[list[list[int]]]:
+    """Spans of `length` tokens, each behind its sentinel, which is given."""
+    step = length + 1
+
+    def sentinel_due(said: list[int]) -> int | None:
+        return lm.tokens.sentinel_ids[len(said) // step] if len(said) % step == 0 else None
+
+    outputs = _generate(
+        lm, [group[0].prompt for group in asked], step * len(asked[0]), excluded_ids=ends, guide=sentinel_due
+    )
+    return [[said[start + 1 : start + step] for start in range(0, len(said), step)] for said in outputs]
+
+
+def _unread(lm: FlanTuneLM, asked: Sequence[list[Ask]]) -> list[int]:
+    """Blanks of each question whose sentinel is missing from an answer of which nothing is given."""
     count, sentinels = len(asked[0]), lm.tokens.sentinel_ids
 
-    def is_enough(output: list[int]) -> bool:
-        last = read_blanks(output, sentinels, count)[-1]
-        return last is not None and len(last) >= length
+    def is_complete(output: list[int]) -> bool:
+        return sentinels[count - 1] in output
 
     # Twice what is wanted: an answer that is too long for one blank leaves room for the next.
-    outputs = _generate(lm, [group[0].prompt for group in asked], 2 * len(asked[0][0].answer), is_enough)
-    read = (read_blanks(output, sentinels, count) for output in outputs)
-    return [[None if said is None else said[:length] for said in blanks] for blanks in read]
+    outputs = _generate(lm, [group[0].prompt for group in asked], 2 * len(asked[0][0].answer), stop=is_complete)
+    return [read_blanks(output, sentinels, count).count(None) for output in outputs]
 
 
-def _generate(
-    lm: FlanTuneLM, prompts: list[list[int]], most: int, stop: Callable[[list[int]], bool] | None = None
-) -> list[list[int]]:
+def _generate(lm: FlanTuneLM, prompts: list[list[int]], most: int, **how: Any) -> list[list[int]]:
     from flan_tune.models.generate import generate
 
     room = most if lm.max_positions is None else lm.max_positions - max(map(len, prompts))
@@ -149,38 +173,43 @@ def _generate(
         eos_id=lm.tokens.eos_id,
         pad_id=lm.tokens.pad_id,
         max_new_tokens=min(most, room),
-        stop=stop,
         batch_size=lm.batch_size,
+        **how,
     )
     return found
 
 
-def _nats(lm: FlanTuneLM, asked: Sequence[list[Ask]]) -> list[float]:
-    """Nats per token of the spans of each question.
-
-    log p(span | what stands before it in the answer) is log p(answer up to its end) - log p(answer up to its start).
-    So sentinels, which only one form has to say, do not count.
-    """
+def _nats(lm: FlanTuneLM, asked: Sequence[list[Ask]], ends: list[int]) -> list[float]:
+    """Nats per token of the spans of each question; what stands around them in an answer does not count."""
     flat = [ask for group in asked for ask in group]
-    before = _log_likelihoods(lm, [ask.prompt for ask in flat], [ask.answer[: ask.start] for ask in flat])
-    until = _log_likelihoods(lm, [ask.prompt for ask in flat], [ask.answer[: ask.stop] for ask in flat])
-    nats = iter([start - stop for start, stop in zip(before, until, strict=True)])
+    answers = _log_likelihoods(lm, [ask.prompt for ask in flat], [ask.answer for ask in flat], ends)
+    nats = iter([-float(answer[ask.start : ask.stop].sum()) for ask, answer in zip(flat, answers, strict=True)])
     return [sum(next(nats) for _ in group) / sum(ask.stop - ask.start for ask in group) for group in asked]
 
 
-def _log_likelihoods(lm: FlanTuneLM, prompts: list[list[int]], answers: list[list[int]]) -> list[float]:
-    from flan_tune.models.generate import score
+def _log_likelihoods(
+    lm: FlanTuneLM, prompts: list[list[int]], answers: list[list[int]], excluded_ids: Sequence[int] = ()
+) -> list[Any]:
+    from flan_tune.models.generate import token_log_likelihoods
 
-    found = score(lm.model, prompts, answers, attention=lm.attention, pad_id=lm.tokens.pad_id, batch_size=lm.batch_size)
-    return [total for total, _ in found]
+    found: list[Any] = token_log_likelihoods(
+        lm.model,
+        prompts,
+        answers,
+        attention=lm.attention,
+        pad_id=lm.tokens.pad_id,
+        batch_size=lm.batch_size,
+        excluded_ids=excluded_ids,
+    )
+    return found
 
 
 def _causal_text(lm: FlanTuneLM, passages: Sequence[Passage], mode: str) -> list[float]:
     """Nats per token of each passage. Its prompt is BOS and mode token, in which a prefix-LM has nothing to see ahead:
     so it reads the text causally, as the others do."""
     prompt = head_ids(lm.tokens, mode) or [lm.tokens.eos_id]
-    totals = _log_likelihoods(lm, [prompt for _ in passages], [one.ids.tolist() for one in passages])
-    return [-total / len(one.ids) for total, one in zip(totals, passages, strict=True)]
+    likelihoods = _log_likelihoods(lm, [prompt for _ in passages], [one.ids.tolist() for one in passages])
+    return [-float(one.mean()) for one in likelihoods]
 
 
 # ---- scores
@@ -210,7 +239,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 def _values(questions: Sequence[Question], answers: Sequence[_Answer]) -> dict[str, list[float]]:
     blanks = [
-        [(said or [], span.tolist()) for said, span in zip(answer.said, question.spans, strict=True)]
+        [(said, span.tolist()) for said, span in zip(answer.said, question.spans, strict=True)]
         for question, answer in zip(questions, answers, strict=True)
     ]
     return {
@@ -240,7 +269,7 @@ def _task_result(
     question: Question, values: Mapping[str, Values], answers: Mapping[str, Sequence[_Answer]], native: str
 ) -> dict[str, Any]:
     count, exact = len(question.starts), values[native][EXACT]
-    unread = {form: sum(said is None for one in answers[form] for said in one.said) for form in answers}
+    unread = {form: sum(one.unread for one in answers[form]) for form in answers}
     forms: dict[str, Any] = {form: {**_summary(values[form]), "unread": unread[form]} for form in values}
     # Three blanks of one passage are not three draws: they have no Wilson interval.
     interval = [100 * end for end in wilson_interval(int(sum(exact)), len(exact))] if count == 1 else None
@@ -277,8 +306,8 @@ def _sample_lines(
             "id": question.id,
             "form": form,
             "prompt": GAP.join(tokenizer.decode(part) for part in question.shown),
-            "output": _joined(tokenizer, [said or [] for said in answers[form][number].said]),
-            "extracted": [None if said is None else tokenizer.decode(said) for said in answers[form][number].said],
+            "output": _joined(tokenizer, answers[form][number].said),
+            "extracted": [tokenizer.decode(said) for said in answers[form][number].said],
             "target": _joined(tokenizer, question.spans),
             "correct": values[form][EXACT][number] == 1,
             **{metric: values[form][metric][number] for metric in METRICS},

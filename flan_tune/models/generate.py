@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -44,7 +45,10 @@ _EMPTY = (
 _EMPTY_FOR_ENCODER = "an encoder reads one token at least. End it with the tokenizer's end-of-sequence token."
 
 Stop = Callable[[list[int]], bool]
+Guide = Callable[[list[int]], int | None]
 T = TypeVar("T")
+F64 = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class _Choice:
     temperature: float
     top_k: int
     seed: int
+    excluded_ids: list[int]
+    guide: Guide | None
 
 
 @dataclass
@@ -85,6 +91,8 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
     stop: Stop | None = None,
+    excluded_ids: Sequence[int] = (),
+    guide: Guide | None = None,
     batch_size: int = 16,
 ) -> list[list[int]]:
     """The tokens generated after each prompt, in the order of `prompts`, without the end-of-sequence token.
@@ -95,6 +103,8 @@ def generate(
     top_k: draws among the k likeliest tokens only; 0 = among all.
     seed: a draw is keyed by (seed, number of the prompt, position), so batch size and neighbours do not shift it.
     stop: called with a row's tokens after each new one; the row ends when it returns True.
+    excluded_ids: never chosen by the model.
+    guide: called with a row's tokens before each new one; an id that it returns is taken, not the model's choice.
 
     A row that has ended stays in its batch, fed with padding, until all have.
     Raises: FlanTuneError for an empty prompt, or one for which the model's positions do not suffice.
@@ -102,7 +112,7 @@ def generate(
     check_attention(attention)
     rows = [_Running(number, list(map(int, prompt))) for number, prompt in enumerate(prompts)]
     _check_prompts(model, [row.prompt for row in rows], [max_new_tokens] * len(rows))
-    choice = _Choice(temperature, top_k, seed)
+    choice = _Choice(temperature, top_k, seed, list(excluded_ids), guide)
     # Like lengths together, for little padding; the largest batch first, to run out of memory at once if at all.
     order = sorted(rows, key=lambda row: -len(row.prompt)) if max_new_tokens > 0 else []
     with evaluating(model), attending_by(model, dense_implementation(model)):
@@ -122,7 +132,9 @@ def _decode(
     """The next token of each row, for ever; the caller stops asking. Rows that are done get padding."""
     reader = reader_of(model, [row.prompt for row in batch], attention, pad_id)
     while True:
-        chosen = _choose(head_logits(model, reader.hidden_BD), batch, choice)
+        logits_BV = head_logits(model, reader.hidden_BD)
+        logits_BV[:, choice.excluded_ids] = -torch.inf
+        chosen = _guided(_choose(logits_BV, batch, choice), batch, choice.guide)
         yield chosen
         next_B = [pad_id if row.done else token for row, token in zip(batch, chosen, strict=True)]
         reader.read(torch.tensor(next_B)[:, None])
@@ -145,8 +157,22 @@ def _choose(logits_BV: Tensor, batch: list[_Running], choice: _Choice) -> list[i
     return tokens
 
 
+def _guided(chosen: list[int], batch: list[_Running], guide: Guide | None) -> list[int]:
+    if guide is None:
+        return chosen
+    wanted_B = (None if row.done else guide(row.generated) for row in batch)
+    return [token if wanted is None else wanted for token, wanted in zip(chosen, wanted_B, strict=True)]
+
+
 def _uniform(seed: int, row: _Running) -> float:
     return float(rng.uniform(rng.key(seed, "generate", row.number), len(row.generated))[0])
+
+
+class _Scored(NamedTuple):
+    """Of each token of a continuation: its log-likelihood in nats, and whether it is the likeliest one there."""
+
+    log_likelihoods: F64
+    are_best: Bools
 
 
 def score(
@@ -165,15 +191,48 @@ def score(
     is what the encoder reads. An empty continuation gives (0.0, True).
     Raises: FlanTuneError for an empty prompt, or a pair longer than the model's positions.
     """
+    scored = _scored(model, prompts, continuations, attention, pad_id, batch_size)
+    return [(float(one.log_likelihoods.sum()), bool(one.are_best.all())) for one in scored]
+
+
+def token_log_likelihoods(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    attention: str,
+    pad_id: int = 0,
+    batch_size: int = 16,
+    excluded_ids: Sequence[int] = (),
+) -> list[F64]:
+    """As `score`, for each token of each continuation: arrays of the lengths of the continuations, in nats.
+
+    excluded_ids: taken out of the distributions, as if the model knew that none of them comes next. One that stands in
+        a continuation has -inf there.
+    """
+    scored = _scored(model, prompts, continuations, attention, pad_id, batch_size, list(excluded_ids))
+    return [one.log_likelihoods for one in scored]
+
+
+def _scored(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    attention: str,
+    pad_id: int,
+    batch_size: int,
+    excluded_ids: Sequence[int] = (),
+) -> list[_Scored]:
     check_attention(attention)
     _check_prompts(model, prompts, [len(rest) for rest in continuations])
-    results = [(0.0, True)] * len(prompts)
+    results = [_Scored(np.zeros(0), np.zeros(0, dtype=bool))] * len(prompts)
     lengths = [len(prompt) + len(rest) for prompt, rest in zip(prompts, continuations, strict=True)]
     order = sorted((n for n, rest in enumerate(continuations) if len(rest)), key=lambda n: -lengths[n])
     with evaluating(model), attending_by(model, dense_implementation(model)):
         for numbers in _batches(order, batch_size):
             packs = [_as_pack(prompts[n], continuations[n]) for n in numbers]
-            for number, result in zip(numbers, _score_batch(model, packs, attention, pad_id), strict=True):
+            batch = _batch_of(model, packs, attention, pad_id)
+            for number, result in zip(numbers, _score_batch(model, batch, excluded_ids), strict=True):
                 results[number] = result
     return results
 
@@ -184,20 +243,16 @@ def _as_pack(prompt: Sequence[int], continuation: Sequence[int]) -> BarePack:
     return BarePack(ids, np.array([len(ids)], dtype=np.int32), np.array([len(prompt)], dtype=np.int32))
 
 
-def _score_batch(
-    model: PreTrainedModel, packs: list[BarePack], attention: str, pad_id: int
-) -> list[tuple[float, bool]]:
-    batch = _batch_of(model, packs, attention, pad_id)
+def _score_batch(model: PreTrainedModel, batch: Batch, excluded_ids: Sequence[int]) -> list[_Scored]:
     hidden_BLD = hidden_states(model, batch)
     logits_NV = head_logits(model, choose_positions(hidden_BLD, batch.target_positions)).float()
+    logits_NV[:, excluded_ids] = -torch.inf
     labels_N = batch.labels.flatten()[batch.target_positions]
-    likelihood_N = logits_NV.log_softmax(-1).gather(-1, labels_N[:, None])[:, 0].double()
-    is_best_N = (logits_NV.argmax(-1) == labels_N).double()
-    row_N = batch.target_positions // batch.input_ids.shape[1]
-    zeros_B = torch.zeros(len(packs), dtype=torch.float64, device=row_N.device)
-    sums_B = zeros_B.index_add(0, row_N, likelihood_N).tolist()
-    misses_B = zeros_B.index_add(0, row_N, 1 - is_best_N).tolist()
-    return [(total, misses == 0) for total, misses in zip(sums_B, misses_B, strict=True)]
+    likelihood_N = logits_NV.log_softmax(-1).gather(-1, labels_N[:, None])[:, 0].double().cpu().numpy()
+    is_best_N = (logits_NV.argmax(-1) == labels_N).cpu().numpy()
+    row_N = (batch.target_positions // batch.labels.shape[1]).cpu().numpy()  # rows follow one another
+    ends = np.searchsorted(row_N, np.arange(1, len(batch.labels)))
+    return [_Scored(*both) for both in zip(np.split(likelihood_N, ends), np.split(is_best_N, ends), strict=True)]
 
 
 def _batch_of(model: PreTrainedModel, packs: list[BarePack], attention: str, pad_id: int) -> Batch:
