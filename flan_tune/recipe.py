@@ -132,7 +132,7 @@ class DenoiserSection(_Section):
     """Share of tokens masked; for a prefix denoiser the mean share of target tokens."""
     mean_span: float | None = Field(None, gt=0)
     """Mean length of a masked run, in tokens."""
-    mode: Literal["[S2S]", "[NLU]", "[NLG]"] = "[NLU]"
+    mode: Literal["[S2S]", "[NLU]", "[NLG]", "none"] = "[NLU]"
     """Its mode token."""
     share: float = Field(1.0, gt=0)
     """Its share of the mixture; `rates` says of what."""
@@ -151,6 +151,8 @@ class ObjectiveSection(_Section):
     """Denoisers share the cuts of the text (per_example, as in the papers), or its tokens (per_token)."""
     span_sampler: Literal["t5", "uniform"] = "t5"
     """Where hidden spans fall: t5 as T5 draws them, towards the end; uniform favours no place."""
+    cut_lengths: list[int] | None = Field(None, min_length=2, max_length=2)
+    """[least, most] positions of a segment, drawn evenly; left out: all have max_length (docs/ul2r.md)."""
     mode_token: Literal["[S2S]", "[NLU]", "[NLG]"] | None = None
     """supervised after UL2R: begins the inputs of every example; left out, mode tokens are no longer used."""
     loss_normalization: Literal["token", "example"] = "token"
@@ -402,8 +404,15 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Address, str]]:
         yield ("objective",), "mixture_of_denoisers needs either a preset (ul2, ul2r) or a list of denoisers."
     if not is_mixture and (objective.preset or objective.denoisers):
         yield ("objective",), f"preset and denoisers belong to mixture_of_denoisers, the kind is {objective.kind!r}."
-    if not is_mixture and (objective.rates != "per_example" or objective.span_sampler != "t5"):
-        yield ("objective",), f"rates and span_sampler belong to mixture_of_denoisers, the kind is {objective.kind!r}."
+    if not is_mixture and (objective.rates, objective.span_sampler, objective.cut_lengths) != (
+        "per_example",
+        "t5",
+        None,
+    ):
+        yield (
+            ("objective",),
+            f"rates, span_sampler and cut_lengths belong to mixture_of_denoisers, the kind is {objective.kind!r}.",
+        )
     if objective.mode_token is not None and objective.kind != "supervised":
         yield (
             ("objective", "mode_token"),

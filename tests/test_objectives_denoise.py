@@ -25,6 +25,7 @@ from flan_tune.objectives.denoise import (
     random_spans_mask_keyed,
     random_spans_masks,
     raw_length,
+    raw_lengths,
     restore,
     uniform_spans_mask,
 )
@@ -118,6 +119,23 @@ def test_the_raw_length_fits_and_one_more_would_not(budget, mean_span, rate, lay
     assert length.target == length.noise + length.spans + 1
     assert needed_by_hand(length.raw, mean_span, rate, layout) <= budget
     assert needed_by_hand(length.raw + 1, mean_span, rate, layout) > budget or rate == 0.5
+
+
+@given(
+    st.lists(st.integers(-3, 700), max_size=6),
+    mean_spans,
+    st.sampled_from([0.0, 0.15, 0.5, 0.9]) | st.floats(0, 0.999),
+    st.sampled_from(["encoder_decoder", "decoder_only"]),
+)
+def test_raw_lengths_of_many_budgets_are_those_of_each(budgets, mean_span, rate, layout) -> None:
+    def one(budget: int) -> int:
+        try:
+            return raw_length(budget, mean_span, rate, layout).raw
+        except RecipeError:
+            return 0
+
+    found = raw_lengths(np.array(budgets, dtype=np.int64), mean_span, rate, layout)
+    assert found.tolist() == [one(budget) for budget in budgets]
 
 
 def helper_of_t5(inputs_length: int, mean_span: float, rate: float) -> tuple[int, int]:

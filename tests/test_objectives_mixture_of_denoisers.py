@@ -46,13 +46,16 @@ settings_of_a_mixture = st.fixed_dictionaries(
         "sampler": st.sampled_from(["t5", "uniform"]),
         "rate_unit": st.sampled_from(["per_example", "per_token"]),
         "layout": st.sampled_from(["decoder_only", "encoder_decoder"]),
+        "shortest": st.sampled_from([None, 8, 15, 64]),
     }
-).map(lambda choices: with_target_budget(**choices))
+).map(lambda choices: with_budgets(**choices))
 
 
-def with_target_budget(layout: str, **choices: Any) -> dict[str, Any]:
+def with_budgets(layout: str, shortest: int | None, **choices: Any) -> dict[str, Any]:
     """Presets never have longer targets than inputs, so the same budget serves both sides."""
-    return {**choices, "max_target_length": choices["max_length"] if layout == "encoder_decoder" else None}
+    most = choices["max_length"]
+    cut_lengths = None if shortest is None else (min(shortest, most), most)
+    return {**choices, "max_target_length": most if layout == "encoder_decoder" else None, "cut_lengths": cut_lengths}
 
 
 def parts(segment: Segment, choices: Mapping[str, Any]) -> tuple[list[int], list[int], list[int]]:
@@ -104,31 +107,39 @@ def test_every_token_is_in_one_segment_or_skipped(choices, length, key) -> None:
 def test_a_full_cut_leaves_no_room_for_another_token(choices, length, key) -> None:
     denoising = mixture(**choices)
     is_decoder_only = choices["max_target_length"] is None
+    least = (choices["cut_lengths"] or [choices["max_length"]])[0]
     for segment in denoising.segments(text(length), key)[0][:-1]:
         # One token more may bring a span more: two sentinels, or one on each side. T5 shortens at rate 0.5 by one.
         if is_decoder_only:
-            assert len(segment.input_ids) >= choices["max_length"] - 2
+            assert least - 2 <= len(segment.input_ids) <= choices["max_length"]
         elif segment.kind == "S":
-            assert len(segment.input_ids) == choices["max_length"] + 1  # the targets' EOS beyond the inputs' budget
+            eos = 1  # the targets' EOS beyond the inputs' budget
+            assert least + eos <= len(segment.input_ids) <= choices["max_length"] + eos
         else:
-            assert len(segment.encoder_ids) >= choices["max_length"] - 2
+            assert least - 2 <= len(segment.encoder_ids) <= choices["max_length"]
 
 
 @given(settings_of_a_mixture, st.integers(0, 900), keys)
 def test_each_cut_is_what_the_single_functions_make_of_it(choices, length, key) -> None:
     denoising, rates = mixture(**choices), PRESETS[choices["preset"]].rates
     is_decoder_only = choices["max_target_length"] is None
-    budget = choices["max_length"] - (choices["bos_id"] is not None)
-    budget += (not choices["mode_ids"]) if is_decoder_only else -bool(choices["mode_ids"])
     layout = "decoder_only" if is_decoder_only else "encoder_decoder"
-    raws = []
-    for denoiser in denoising.denoisers:
-        if denoiser.mean_span is None:
-            raws.append(budget - (2 if is_decoder_only else 1))
-        else:
-            raws.append(raw_length(budget, denoiser.mean_span, denoiser.rate, layout).raw)
+
+    def raw_tokens(max_length: int) -> list[int]:
+        budget = max_length - (choices["bos_id"] is not None)
+        budget += (not choices["mode_ids"]) if is_decoder_only else -bool(choices["mode_ids"])
+        return [
+            budget - (2 if is_decoder_only else 1)
+            if denoiser.mean_span is None
+            else raw_length(budget, denoiser.mean_span, denoiser.rate, layout).raw
+            for denoiser in denoising.denoisers
+        ]
+
+    least, most = choices["cut_lengths"] or [choices["max_length"]] * 2
     start = 0
     for number, segment in enumerate(denoising.segments(text(length), key)[0]):
+        length_draw = rng.Draws(rng.key(key, "length", number)).uniform()
+        raws = raw_tokens(least + int(length_draw * (most - least + 1)))
         weights = np.array(rates)
         if choices["rate_unit"] == "per_token":
             weights /= np.minimum(raws, length - start)
@@ -204,9 +215,10 @@ def test_rates_are_per_example() -> None:
         assert abs(found[denoiser.name] / len(kinds) - rate) < 4 * (rate * (1 - rate) / len(kinds)) ** 0.5
 
 
+@pytest.mark.parametrize("cut_lengths", [None, (8, 128)])
 @pytest.mark.parametrize("max_target_length", [None, 128])
 @pytest.mark.parametrize("lengths", [[400_000], [150] * 600, [40, 90, 127, 2, 300, 1] * 150], ids=str)
-def test_rates_per_token_are_shares_of_the_text_whatever_its_lengths(lengths, max_target_length) -> None:
+def test_rates_per_token_are_shares_of_the_text_whatever_its_lengths(lengths, max_target_length, cut_lengths) -> None:
     """Short texts cut every denoiser alike, long ones each to its own length; the shares are those asked for."""
     lengths = lengths[:600]
     denoisers = [Denoiser("S", None, 0.5, "", "prefix"), Denoiser("R", 3.0, 0.15, ""), Denoiser("X", 3.0, 0.5, "")]
@@ -224,6 +236,7 @@ def test_rates_per_token_are_shares_of_the_text_whatever_its_lengths(lengths, ma
             EOS,
             rate_unit=rate_unit,
             max_target_length=max_target_length,
+            cut_lengths=cut_lengths,
         )
         made = denoising.segments_batch([text(length) for length in lengths], range(len(lengths)))
         rows = []
@@ -240,6 +253,32 @@ def test_rates_per_token_are_shares_of_the_text_whatever_its_lengths(lengths, ma
         other = tokens_by_denoiser("per_example")
         surplus = other - share_D * other.sum(1, keepdims=True)
         assert (np.abs(surplus.sum(0)) > 4 * np.sqrt((surplus**2).sum(0))).any()
+
+
+def test_cut_lengths_are_drawn_evenly_and_no_segment_is_longer() -> None:
+    """Of prefix cuts the length is the budget itself, so the counts are those of the draws."""
+    only_s = [Denoiser("S", None, 0.5, "", "prefix")]
+    denoising = MixtureOfDenoisers(only_s, [1.0], 64, SENTINELS, {}, BOS, EOS, cut_lengths=(10, 19))
+    segments, skipped = denoising.segments(text(120_000), 0)
+    counts = np.bincount([len(one.input_ids) for one in segments[:-1]], minlength=20)
+    assert counts[:10].sum() == 0
+    expected = counts.sum() / 10
+    assert (np.abs(counts[10:] - expected) < 4.5 * np.sqrt(expected)).all()
+    assert sum(len(one.input_ids) - 2 for one in segments) + skipped == 120_000
+
+
+@pytest.mark.parametrize(
+    ("cut_lengths", "fault"),
+    [
+        ((0, 64), r"cut_lengths is \[0, 64\]; from the least to the most, at most max_length 64"),
+        ((20, 10), r"cut_lengths is \[20, 10\]"),
+        ((20, 65), r"cut_lengths is \[20, 65\]"),
+        ((4, 64), "denoiser 'S', cut_lengths from 4: a budget of 3 tokens cannot hold"),
+    ],
+)
+def test_cut_lengths_that_cannot_be_are_faults(cut_lengths, fault) -> None:
+    with pytest.raises(RecipeError, match=fault):
+        mixture(cut_lengths=cut_lengths)
 
 
 def test_presets_are_the_papers() -> None:

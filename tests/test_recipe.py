@@ -109,8 +109,8 @@ def test_a_fault_says_what_the_key_is_for(tmp_path: Path) -> None:
 def test_an_unknown_key_that_is_near_nothing_lists_the_keys(tmp_path: Path) -> None:
     (fault,) = faults_of(write(tmp_path, RECIPE.replace("objective: {", "objective: {zzz: 1, ")))
     assert fault == (
-        "7: unknown key 'objective.zzz'. The keys here are ['denoisers', 'kind', 'loss_normalization', 'mode_token', "
-        "'preset', 'rates', 'span_sampler', 'z_loss']."
+        "7: unknown key 'objective.zzz'. The keys here are ['cut_lengths', 'denoisers', 'kind', 'loss_normalization', "
+        "'mode_token', 'preset', 'rates', 'span_sampler', 'z_loss']."
     )
 
 
@@ -131,9 +131,13 @@ def test_a_section_that_is_none(tmp_path: Path) -> None:
         (
             "kind: supervised",
             "kind: causal, rates: per_token",
-            "7: rates and span_sampler belong to mixture_of_denoisers",
+            "7: rates, span_sampler and cut_lengths belong to mixture_of_denoisers",
         ),
-        ("kind: supervised", "kind: supervised, span_sampler: uniform", "7: rates and span_sampler belong to"),
+        (
+            "kind: supervised",
+            "kind: supervised, span_sampler: uniform",
+            "7: rates, span_sampler and cut_lengths belong to",
+        ),
         (
             "kind: supervised",
             "kind: mixture_of_denoisers, preset: ul2r, mode_token: '[S2S]'",

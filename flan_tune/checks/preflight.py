@@ -167,6 +167,7 @@ def _objective_faults(recipe: Recipe, source: RecipeSource) -> list[str]:
         mode_names=MODE_TOKENS if known["mode_tokens"] else (),
         has_bos=True,
         max_target_length=recipe.data.max_target_length,
+        cut_lengths=recipe.objective.cut_lengths,
     )
     return faults + [f"{source.at('objective')}: {fault}" for fault in found]
 
@@ -218,6 +219,7 @@ def pack_settings(recipe: Recipe, packs_dir: str | None = None) -> PackSettings:
         denoisers=tuple(d.model_dump() for d in objective.denoisers) if objective.denoisers else None,
         rates=objective.rates,
         span_sampler=objective.span_sampler,
+        cut_lengths=(objective.cut_lengths[0], objective.cut_lengths[1]) if objective.cut_lengths else None,
         mode_token=objective.mode_token,
         max_target_length=data.max_target_length,
         max_failed_share=data.max_failed_share,

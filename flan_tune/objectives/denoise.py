@@ -79,8 +79,7 @@ def raw_length(budget: int, mean_span: float, rate: float, layout: Layout) -> Ra
         raise RecipeError(f"layout is {layout!r}; choose one of {', '.join(get_args(Layout))}.")
 
     def needed(raw: int) -> int:
-        noise, spans = span_counts(raw, rate, mean_span)
-        return int(raw - noise + spans + 1 if layout == "encoder_decoder" else raw + 2 * spans + 2)
+        return int(_needed(raw, mean_span, rate, layout))
 
     most = budget if layout == "decoder_only" else _most_raw_tokens(budget, rate)
     raw = 1 + bisect.bisect_right(range(2, max(most, 1) + 1), budget, key=needed)
@@ -93,6 +92,30 @@ def raw_length(budget: int, mean_span: float, rate: float, layout: Layout) -> Ra
     if layout == "encoder_decoder" and rate == 0.5 and result.target > needed(raw):
         result = _described(raw - 1, rate, mean_span)
     return result
+
+
+def raw_lengths(budgets: I64, mean_span: float, rate: float, layout: Layout) -> I64:
+    """`raw_length(budget, ...).raw` of each of many budgets, [any number], in one go; 0 where it would raise.
+
+    >>> raw_lengths(np.array([1, 512, 2048]), 3.0, 0.15, "decoder_only").tolist()
+    [0, 464, 1860]
+    """
+    greatest = int(budgets.max(initial=0))
+    most = greatest if layout == "decoder_only" else _most_raw_tokens(greatest, rate)
+    needed_R = _needed(np.arange(2, max(most, 1) + 1), mean_span, rate, layout)
+    raw: I64 = 1 + np.searchsorted(needed_R, budgets, side="right")
+    raw[raw < 2] = 0
+    if layout == "encoder_decoder" and rate == 0.5:
+        noise, spans = span_counts(raw, rate, mean_span)
+        raw -= (raw > 0) & (noise + spans + 1 > _needed(raw, mean_span, rate, layout))
+    return raw
+
+
+def _needed(raw: npt.ArrayLike, mean_span: float, rate: float, layout: Layout) -> I64:
+    """What corrupted forms of `raw` tokens take of the budget."""
+    raw_R = np.asarray(raw, dtype=np.int64)
+    noise_R, spans_R = span_counts(raw_R, rate, mean_span)
+    return raw_R - noise_R + spans_R + 1 if layout == "encoder_decoder" else raw_R + 2 * spans_R + 2
 
 
 def _most_raw_tokens(inputs_length: int, rate: float) -> int:

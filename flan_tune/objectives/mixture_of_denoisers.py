@@ -11,7 +11,10 @@ Rates are per example, as in the papers: the chance that a cut gets the denoiser
 lengths, so their shares of the tokens differ (`ul2r` at 2,048: X2 gets 12.5 % of the cuts, 9.9 % of the tokens).
 Or they are per token: each denoiser gets its rate of the tokens of text, whatever the lengths of the texts.
 
-Shape suffixes: P pieces, C cuts (of all pieces one after the other), D denoisers.
+Cuts fill the budget, as in T5; then the number of inputs tells how much is hidden, and a model learns to fill blanks in
+texts of that length only. With `cut_lengths` every cut draws a budget of its own (ours, docs/infilling.md).
+
+Shape suffixes: P pieces, C cuts (of all pieces one after the other), D denoisers, B budgets.
 """
 
 from __future__ import annotations
@@ -35,11 +38,13 @@ from flan_tune.objectives.denoise import (
     least_prefix,
     prefix_splits,
     raw_length,
+    raw_lengths,
 )
 from flan_tune.objectives.segment import Ids, Layout, Segment, joined_ids
 from flan_tune.objectives.span_sampler import Sampler
 
 F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
 Kind = Literal["span", "prefix"]
 RateUnit = Literal["per_example", "per_token"]
 _LEAST_TOKENS = 2  # one to be given, one to be predicted
@@ -103,6 +108,12 @@ class Denoiser:
         noise = raw - int(least_prefix(raw, self.rate))
         return RawLength(raw, noise, 0, noise + 1)
 
+    def raw_lengths(self, budgets: I64, layout: Layout) -> I64:
+        """`lengths(budget, layout).raw` of each budget; 0 or less where not even two tokens fit."""
+        if self.mean_span is not None:
+            return raw_lengths(budgets, self.mean_span, self.rate, layout)
+        return budgets - (1 if layout == "encoder_decoder" else 2)
+
 
 class Preset(NamedTuple):
     """Denoisers and the chance of each."""
@@ -150,9 +161,16 @@ class _Room(NamedTuple):
         return "decoder_only" if self.max_target_length is None else "encoder_decoder"
 
     def lengths(self, denoiser: Denoiser, has_mode: bool) -> RawLength:
-        """The lengths of a full cut. `raw_length` counts a mode token only where inputs and targets are one."""
-        modes = -int(has_mode) if self.layout == "encoder_decoder" else 1 - int(has_mode)
-        return denoiser.lengths(self.max_length - int(self.has_bos) + modes, self.layout)
+        """The lengths of a full cut."""
+        return denoiser.lengths(self.max_length - self._special(has_mode), self.layout)
+
+    def raw_lengths(self, denoiser: Denoiser, has_mode: bool, least: int) -> I64:
+        """Raw tokens of a full cut for each `max_length` from `least` up to this one."""
+        return denoiser.raw_lengths(np.arange(least, self.max_length + 1) - self._special(has_mode), self.layout)
+
+    def _special(self, has_mode: bool) -> int:
+        """BOS and mode token; `raw_length` counts the latter itself where inputs and targets are one."""
+        return int(self.has_bos) + (int(has_mode) if self.layout == "encoder_decoder" else int(has_mode) - 1)
 
 
 def check_budget(
@@ -164,11 +182,13 @@ def check_budget(
     mode_names: Sequence[str],
     has_bos: bool,
     max_target_length: int | None = None,
+    cut_lengths: Sequence[int] | None = None,
 ) -> list[str]:
     """All faults of a mixture, each a full sentence; empty if it can run. Needs no data and no tokenizer.
 
     num_sentinels: size of the pool. mode_names: the mode tokens of the tokenizer, empty = mode tokens off.
     max_target_length: of an encoder-decoder, whose `max_length` is that of its inputs.
+    cut_lengths: [least, most] budget of a cut; None = always `max_length`.
 
     >>> print(check_budget(*PRESETS["ul2r"], 2048, num_sentinels=100, mode_names=[], has_bos=True)[0])
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -176,7 +196,13 @@ def check_budget(
     Raise the pool to 256, lower max_length to 806, or raise its mean_span.
     """
     faults = _rate_faults(denoisers, rates)
-    room = _Room(max_length, max_target_length, has_bos)
+    least, most = cut_lengths or (max_length, max_length)
+    if not 1 <= least <= most <= max_length:
+        return [
+            *faults,
+            f"cut_lengths is {[least, most]}; from the least to the most, at most max_length {max_length}.",
+        ]
+    room = _Room(most, max_target_length, has_bos)
     for denoiser, rate in zip(denoisers, rates, strict=False):
         if mode_names and denoiser.mode and denoiser.mode not in mode_names:
             faults.append(
@@ -184,7 +210,10 @@ def check_budget(
                 f"{', '.join(map(repr, mode_names))}. Add it to the tokenizer, or switch mode tokens off."
             )
         if rate > 0:
-            faults += _length_faults(denoiser, room, bool(mode_names and denoiser.mode), num_sentinels)
+            has_mode = bool(mode_names and denoiser.mode)
+            faults += _length_faults(denoiser, room, has_mode, num_sentinels) or _least_faults(
+                denoiser, room._replace(max_length=least), has_mode
+            )
     return faults
 
 
@@ -223,6 +252,15 @@ def _length_faults(denoiser: Denoiser, room: _Room, has_mode: bool, num_sentinel
     return faults
 
 
+def _least_faults(denoiser: Denoiser, room: _Room, has_mode: bool) -> list[str]:
+    """Whether the shortest cuts hold anything. What is true of the longest ones, but for that, is true of them."""
+    try:
+        room.lengths(denoiser, has_mode)
+    except RecipeError as error:
+        return [f"denoiser {denoiser.name!r}, cut_lengths from {room.max_length}: {fault}" for fault in error.faults]
+    return []
+
+
 def _lower_length(denoiser: Denoiser, room: _Room, has_mode: bool, fits: Callable[[RawLength], bool]) -> str:
     """Advice with the greatest max_length at which `fits` holds, or none. Lengths grow with max_length."""
 
@@ -258,6 +296,7 @@ class MixtureOfDenoisers:
     sampler: "t5" or "uniform", see denoise.py.
     rate_unit: what the rates are shares of: "per_example" = of the cuts, "per_token" = of the tokens of text.
     max_target_length: of an encoder-decoder; `max_length` is then that of its inputs.
+    cut_lengths: [least, most] budget of a cut, each in between equally likely; None = always `max_length`.
 
     Raises: RecipeError with all faults `check_budget` finds, or if special ids coincide.
     """
@@ -275,6 +314,7 @@ class MixtureOfDenoisers:
         *,
         rate_unit: RateUnit = "per_example",
         max_target_length: int | None = None,
+        cut_lengths: Sequence[int] | None = None,
     ) -> None:
         faults = check_budget(
             denoisers,
@@ -284,6 +324,7 @@ class MixtureOfDenoisers:
             mode_names=list(mode_ids),
             has_bos=bos_id is not None,
             max_target_length=max_target_length,
+            cut_lengths=cut_lengths,
         )
         faults += _id_faults([*sentinel_ids, *mode_ids.values(), eos_id])
         if rate_unit not in get_args(RateUnit):
@@ -299,22 +340,24 @@ class MixtureOfDenoisers:
         self._rate_D = np.array([denoiser.rate for denoiser in denoisers])
         self._mean_span_D = np.array([denoiser.mean_span or np.nan for denoiser in denoisers])
         self._share_D = np.asarray(rates, dtype=np.float64)
+        least, most = cut_lengths or (max_length, max_length)
         # One with a rate of 0 is never drawn, and perhaps has no length that fits.
-        self._raw_D = np.array(
-            [
-                room.lengths(denoiser, mode_id is not None).raw if rate > 0 else max_length
-                for denoiser, mode_id, rate in zip(denoisers, self._mode_id_D, rates, strict=True)
-            ],
-            dtype=np.int64,
-        )
+        raw_DB = [
+            room._replace(max_length=most).raw_lengths(denoiser, mode_id is not None, least)
+            if rate > 0
+            else np.full(most - least + 1, max_length)
+            for denoiser, mode_id, rate in zip(denoisers, self._mode_id_D, rates, strict=True)
+        ]
+        self._raw_BD = np.stack(raw_DB, axis=1)
         self._last_possible = int(np.flatnonzero(self._share_D > 0)[-1])
 
     def segments(self, tokens: Ids, key: int) -> tuple[list[Segment], int]:
         """(segments, skipped tokens) of one piece: every token is in exactly one segment or skipped, in order.
 
-        Cut c draws its denoiser by `rng.key(key, "denoiser", c)` and its mask by `rng.key(key, "mask", c)`, and takes
-        as many tokens as its denoiser fits into the budget; the last cut takes what is left. A last cut of one token
-        has no room for a target: it is skipped and counted (so the count is 0 or 1).
+        Cut c draws its denoiser by `rng.key(key, "denoiser", c)`, its mask by `rng.key(key, "mask", c)` and, if there
+        are several, its budget by `rng.key(key, "length", c)`. It takes as many tokens as its denoiser fits into that
+        budget; the last cut takes what is left. A last cut of one token has no room for a target: it is skipped and
+        counted (so the count is 0 or 1).
 
         tokens: [length], without special ids. key: 64 bits, the piece's own (seed, purpose, task, epoch, row).
 
@@ -340,7 +383,7 @@ class MixtureOfDenoisers:
 
     def _cuts_of_pieces(self, pieces: Sequence[Ids], keys: Sequence[int]) -> list[list[_Cut]]:
         """The cuts of each piece; draws are made for as many as there could be, all pieces together."""
-        most_P = np.array([-(-len(tokens) // int(self._raw_D.min())) for tokens in pieces], dtype=np.int64)
+        most_P = np.array([-(-len(tokens) // int(self._raw_BD.min())) for tokens in pieces], dtype=np.int64)
         end_P = np.cumsum(most_P)
         number_C = np.arange(most_P.sum()) - np.repeat(end_P - most_P, most_P)
 
@@ -348,41 +391,48 @@ class MixtureOfDenoisers:
             key_P = np.array([rng.key(key, purpose) for key in keys], dtype=np.uint64)
             return rng.keys(np.repeat(key_P, most_P), number_C)
 
+        raw_CD = self._raw_BD[self._budgets(keys_of_cuts) if len(self._raw_BD) > 1 else 0 * number_C]
         draws = rng.uniform(keys_of_cuts("denoiser"))
-        denoisers = self._chosen(draws, int(self._raw_D.max())).tolist()
+        denoiser_C = self._chosen(draws, raw_CD)
         mask_keys = keys_of_cuts("mask").tolist()
         return [
-            self._cuts(tokens, draws[start:end], denoisers[start:end], mask_keys[start:end])
+            self._cuts(tokens, draws[start:end], raw_CD[start:end], denoiser_C[start:end], mask_keys[start:end])
             for tokens, (start, end) in zip(pieces, pairwise([0, *end_P.tolist()]), strict=True)
         ]
 
-    def _cuts(self, tokens: Ids, draws: F64, denoisers: list[int], mask_keys: list[int]) -> list[_Cut]:
-        """The cuts of one piece. `denoisers` are those that the draws choose where there is text enough for any."""
+    def _budgets(self, keys_of_cuts: Callable[[str], rng.U64]) -> I64:
+        """Rows of the table of raw lengths, one for each cut."""
+        budget_C: I64 = (rng.uniform(keys_of_cuts("length")) * len(self._raw_BD)).astype(np.int64)
+        return budget_C
+
+    def _cuts(self, tokens: Ids, draw_C: F64, raw_CD: I64, denoiser_C: I64, mask_keys: list[int]) -> list[_Cut]:
+        """The cuts of one piece. `denoiser_C` are those that the draws choose where there is text enough for any."""
         cuts: list[_Cut] = []
-        enough = int(self._raw_D.max()) if self.rate_unit == "per_token" else 0
+        enough_C = (raw_CD.max(1) if self.rate_unit == "per_token" else np.zeros(len(raw_CD), dtype=np.int64)).tolist()
+        raws = raw_CD[np.arange(len(raw_CD)), denoiser_C].tolist()
         start = 0
-        for number, (denoiser, mask_key) in enumerate(zip(denoisers, mask_keys, strict=True)):
+        for number, (denoiser, raw) in enumerate(zip(denoiser_C.tolist(), raws, strict=True)):
             left = len(tokens) - start
             if left < _LEAST_TOKENS:
                 break
-            if left < enough:
-                denoiser = int(self._chosen(draws[number], left))
-            cut = _Cut(tokens[start : start + int(self._raw_D[denoiser])], denoiser, mask_key, number)
+            if left < enough_C[number]:
+                denoiser = int(self._chosen(draw_C[number], np.minimum(raw_CD[number], left)))
+                raw = int(raw_CD[number, denoiser])
+            cut = _Cut(tokens[start : start + raw], denoiser, mask_keys[number], number)
             cuts.append(cut)
             start += len(cut.tokens)
         return cuts
 
-    def _chosen(self, draw_C: npt.ArrayLike, left: int) -> npt.NDArray[np.int64]:
-        """The denoisers that draws from [0, 1) choose for a cut of a piece with `left` tokens left.
+    def _chosen(self, draw_C: npt.ArrayLike, raw_CD: I64) -> I64:
+        """The denoisers that draws from [0, 1) choose for cuts in which they would take `raw_CD` tokens.
 
         Per token, one that takes twice the tokens is half as likely: every cut then has, on the mean, tokens of each
         denoiser in proportion to the rates, the last and shorter cuts of a piece too.
         """
-        weight_D = self._share_D
-        if self.rate_unit == "per_token":
-            weight_D = weight_D / np.minimum(self._raw_D, left)
-        cumulative_D = np.cumsum(weight_D)
-        denoiser_C: npt.NDArray[np.int64] = np.searchsorted(cumulative_D, draw_C * cumulative_D[-1], side="right")
+        weight_CD = self._share_D / raw_CD if self.rate_unit == "per_token" else self._share_D
+        cumulative_CD = np.cumsum(weight_CD, axis=-1)
+        bar_C = np.asarray(draw_C) * cumulative_CD[..., -1]
+        denoiser_C: I64 = (cumulative_CD <= bar_C[..., None]).sum(-1)
         # Rounding may put a draw at the very end, where a denoiser of rate 0 could stand.
         return np.minimum(denoiser_C, self._last_possible)
 
@@ -418,7 +468,7 @@ class MixtureOfDenoisers:
         return count_collisions(pieces, self.sentinel_ids)
 
 
-def _columns(cuts: list[_Cut]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], rng.U64]:
+def _columns(cuts: list[_Cut]) -> tuple[I64, I64, rng.U64]:
     """(denoiser, length, mask key) of the cuts."""
     return (
         np.array([cut.denoiser for cut in cuts], dtype=np.int64),

@@ -66,6 +66,7 @@ def make_objective(settings: PackSettings, tokenizer: Tokenizer) -> Objective:
         settings.span_sampler,
         rate_unit=settings.rates,
         max_target_length=settings.max_target_length,
+        cut_lengths=settings.cut_lengths,
     )
     return Denoising(mixture, settings.data_seed)
 
@@ -88,7 +89,8 @@ def chosen_denoisers(settings: PackSettings) -> tuple[Sequence[Denoiser], Sequen
     faults: list[str] = []
     for one in settings.denoisers or ():
         try:
-            denoisers.append(Denoiser(one["name"], one["mean_span"], one["rate"], one["mode"], one["kind"]))
+            mode = "" if one["mode"] == "none" else one["mode"]
+            denoisers.append(Denoiser(one["name"], one["mean_span"], one["rate"], mode, one["kind"]))
         except RecipeError as error:
             faults += error.faults
     if faults:

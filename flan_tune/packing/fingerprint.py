@@ -23,7 +23,7 @@ from flan_tune.tasks import adapters
 # 4: a replaced row is shown by the presentation of its slot; long documents with CRLF are cut at their paragraphs.
 STREAM_VERSION = 4
 
-_OBJECTIVE = ("objective", "preset", "denoisers", "rates", "span_sampler", "mode_token")
+_OBJECTIVE = ("objective", "preset", "denoisers", "rates", "span_sampler", "cut_lengths", "mode_token")
 _LENGTHS = ("max_length", "max_target_length", "window_examples", "too_long", "packing", "max_segments_per_pack")
 
 

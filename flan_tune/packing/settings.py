@@ -39,6 +39,7 @@ class PackSettings:
     denoisers: tuple[dict[str, Any], ...] | None = None
     rates: RateUnit = "per_example"
     span_sampler: Sampler = "t5"
+    cut_lengths: tuple[int, int] | None = None
     mode_token: str | None = None
     max_target_length: int | None = None
     max_failed_share: float = 0.01
