@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,7 @@ def test_each_cut_is_what_the_single_functions_make_of_it(choices, length, key) 
     is_decoder_only = choices["max_target_length"] is None
     layout = "decoder_only" if is_decoder_only else "encoder_decoder"
 
+    @cache
     def raw_tokens(max_length: int) -> list[int]:
         budget = max_length - (choices["bos_id"] is not None)
         budget += (not choices["mode_ids"]) if is_decoder_only else -bool(choices["mode_ids"])
