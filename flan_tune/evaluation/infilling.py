@@ -4,13 +4,14 @@ Which spans is said in suites/infilling.py, how they are asked for in infilling_
 
     exact             share of the blanks whose every token is right
     f1                overlap of the tokens said and those taken out, as bags
-    nats_per_token    negative log-likelihood of the spans, given what stands before them
+    nats_per_token    negative log-likelihood of the spans, given what stands before them and their length
 
 Answers are greedy. Every form is told how long the span is: until then, what ends an answer (sentinels, mode tokens,
 EOS) is not among the tokens to choose from, and behind a span the next sentinel is given. Sentinels that a model says
-unasked are counted in answers of their own (`unread`). Besides, the same passages
-are scored as plain causal text, to see what denoising costs there; not by an encoder-decoder, which gives no likelihood
-of a text alone. Its encoder reads what is shown, and its decoder answers.
+unasked are counted in answers of their own (`unread`).
+
+Besides, the same passages are scored as plain causal text, to see what denoising costs there; not by an
+encoder-decoder, which gives no likelihood of a text alone. Its encoder reads what is shown, and its decoder answers.
 """
 
 from __future__ import annotations
